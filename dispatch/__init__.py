@@ -1,0 +1,1 @@
+"""Dispatch: paid jobs offered to the right mechanics over websockets; the first accept wins."""
