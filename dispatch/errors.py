@@ -1,0 +1,121 @@
+"""The typed errors that clients and operators can meet.
+
+Its one job: name what went wrong, once, so that `http` and `websocket` can answer and the command
+line can explain without knowing who raised it. It imports nothing of ours. A bug is an `assert`,
+never one of these.
+
+    DispatchError          code, message, status
+    ├── ConfigError        wrong or missing settings, all of them together
+    ├── StartError         the operator can mend it: a port in use, a folder that is locked
+    ├── Unavailable        503 unavailable_now     Postgres (or what else is needed) is away
+    ├── BadRequest         400 bad_request
+    ├── NotAuthenticated   401 not_authenticated
+    ├── Forbidden          403 forbidden
+    ├── NotFound           404 not_found
+    ├── Conflict           409 the code passed in, with fields beside `error`
+    ├── TooLarge           413 too_large
+    ├── RateLimited        429 rate_limited
+    └── NotConfigured      501 not_configured      the feature is switched off here
+"""
+
+from collections.abc import Mapping, Sequence
+
+
+class DispatchError(Exception):
+    """Base of all: `code` is the wire's name, `status` the HTTP status, `message` for people."""
+
+    status = 500
+    code = "internal"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        if code is not None:
+            self.code = code
+
+
+class ConfigError(DispatchError):
+    """The configuration cannot be used. `problems` holds every reason, none with a secret in it."""
+
+    code = "wrong_configuration"
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+
+class StartError(DispatchError):
+    """The process cannot start or its command cannot be done; the message says what to mend."""
+
+    code = "cannot_start"
+
+
+class Unavailable(DispatchError):
+    """A server that we need is away. Nothing was changed; trying again later is right."""
+
+    status = 503
+    code = "unavailable_now"
+
+
+class BadRequest(DispatchError):
+    """What was sent cannot be understood or is out of range."""
+
+    status = 400
+    code = "bad_request"
+
+
+class NotAuthenticated(DispatchError):
+    """No token, or one that is not (or no longer) good."""
+
+    status = 401
+    code = "not_authenticated"
+
+
+class Forbidden(DispatchError):
+    """We know who asks, and this role may not."""
+
+    status = 403
+    code = "forbidden"
+
+
+class NotFound(DispatchError):
+    """There is no such thing, or it is somebody else's: the same answer for both."""
+
+    status = 404
+    code = "not_found"
+
+    def __init__(self, message: str = "not found", *, code: str | None = None) -> None:
+        super().__init__(message, code=code)
+
+
+class Conflict(DispatchError):
+    """The state does not allow it. `fields` are merged beside `error` in the answer."""
+
+    status = 409
+
+    def __init__(
+        self, code: str, message: str, *, fields: Mapping[str, object] | None = None
+    ) -> None:
+        super().__init__(message, code=code)
+        self.fields: dict[str, object] = dict(fields or {})
+
+
+class TooLarge(DispatchError):
+    """More bytes than we read."""
+
+    status = 413
+    code = "too_large"
+
+
+class RateLimited(DispatchError):
+    """Too many in too short a time."""
+
+    status = 429
+    code = "rate_limited"
+
+
+class NotConfigured(DispatchError):
+    """The feature exists and is switched off here: its settings are missing."""
+
+    status = 501
+    code = "not_configured"
