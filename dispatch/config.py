@@ -1,0 +1,297 @@
+"""The configuration: read from the environment once, checked as a whole, never changed.
+
+Its one job: turn variables into a frozen `Config`. Each setting is one line of the class: its
+variable, its default and what it may be. May import `errors` only. Fails with one `ConfigError`
+that names every wrong or missing value together; no secret is ever part of a message, of
+`repr(config)` or of `describe(config)`.
+"""
+
+import dataclasses
+import ipaddress
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from dispatch.errors import ConfigError
+
+HOUR_SECONDS = 3600
+DAY_SECONDS = 24 * HOUR_SECONDS
+WEEK_SECONDS = 7 * DAY_SECONDS
+JWT_SECRET_BYTES = 32
+
+# A parser turns the variable's text into the value, or raises ValueError with what is expected
+# and without the text, which may be a secret. A shower turns the value into what may be seen.
+Parse = Callable[[str], Any]
+Show = Callable[[Any], str]
+
+
+def _setting(variable: str, default: object, parse: Parse, show: Show = str) -> Any:
+    return field(default=default, metadata={"variable": variable, "parse": parse, "show": show})
+
+
+def _text(variable: str, default: str = "") -> Any:
+    return _setting(variable, default, str)
+
+
+def _secret(variable: str, at_least_bytes: int = 1) -> Any:
+    def parse(text: str) -> str:
+        if len(text.encode()) < at_least_bytes:
+            raise ValueError(f"must have at least {at_least_bytes} bytes")
+        return text
+
+    return _setting(variable, "", parse, _masked)
+
+
+def _masked(value: object) -> str:
+    return "***" if value else ""
+
+
+def _number(variable: str, default: float, low: float, high: float, whole: bool = False) -> Any:
+    def parse(text: str) -> float:
+        expected = f"must be a {'whole ' if whole else ''}number from {low:g} to {high:.0f}"
+        try:
+            number = int(text) if whole else float(text)
+        except ValueError:
+            raise ValueError(expected) from None
+        if not low <= number <= high:  # also false for NaN
+            raise ValueError(expected)
+        return number
+
+    return _setting(variable, default, parse, lambda number: f"{number:.15g}")
+
+
+def _seconds(variable: str, default: float, high: float) -> Any:
+    return _number(variable, float(default), 0.01, high)
+
+
+def _url(variable: str, schemes: Sequence[str], default: str = "", host: bool = True) -> Any:
+    def parse(text: str) -> str:
+        expected = f"must be a URL that begins with {' or '.join(f'{s}://' for s in schemes)}"
+        try:
+            parts = urlsplit(text)
+            _ = parts.port  # urlsplit checks the port when it is asked for
+        except ValueError:
+            raise ValueError(f"{expected}, and this one cannot be read") from None
+        named = text.startswith(f"{parts.scheme}://") and (parts.hostname or not host)
+        if parts.scheme not in schemes or not named:
+            raise ValueError(expected)
+        return text.rstrip("/")
+
+    return _setting(variable, default, parse, without_password)
+
+
+def without_password(url: str) -> str:
+    """The URL as people may see it: a password in it is shown as `***`."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "***"
+    if "password" in parts.query:
+        return f"{parts.scheme}://***"
+    user, at, address = parts.netloc.rpartition("@")
+    name, colon, _ = user.partition(":")
+    return parts._replace(netloc=f"{name}{':***' if colon else ''}{at}{address}").geturl()
+
+
+def _list(variable: str, parse_one: Parse = str, show: Show = ", ".join) -> Any:
+    def parse(text: str) -> tuple[Any, ...]:
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        if not parts:
+            raise ValueError("must be a comma-separated list")
+        return tuple(parse_one(part) for part in parts)
+
+    return _setting(variable, (), parse, show)
+
+
+def _origin(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or text != f"{parts.scheme}://{parts.netloc}":
+        raise ValueError("must be origins, scheme://host[:port] without a path")
+    return text.lower()
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text, strict=False))
+    except ValueError:
+        raise ValueError("must be IP addresses or networks") from None
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Config:
+    """Every setting. `…_seconds` are seconds, may be fractional, and are greater than 0.
+
+    In embedded mode (`embedded`) the URLs and the generated secrets are empty until the servers of
+    `data_dir` have been started or found: see `with_embedded`. `sources` says per field where its
+    value came from: `environment`, `option`, `default` or `embedded`.
+    """
+
+    database_url: str = _url("DATABASE_URL", ("postgresql", "postgres"), host=False)
+    redis_url: str = _url("REDIS_URL", ("redis", "rediss", "unix"), host=False)
+    host: str = _text("DISPATCH_HOST", "127.0.0.1")
+    port: int = _number("DISPATCH_PORT", 8000, 0, 65535, whole=True)
+    data_dir: Path = _setting("DISPATCH_DATA_DIR", Path(".data"), Path)  # noqa: RUF009 - a field
+    jwt_secret: str = _secret("DISPATCH_JWT_SECRET", JWT_SECRET_BYTES)
+    jwks_url: str = _url("DISPATCH_JWKS_URL", ("https", "http"))
+    jwt_issuer: str = _text("DISPATCH_JWT_ISSUER")
+    jwt_audience: str = _text("DISPATCH_JWT_AUDIENCE")
+    allowed_origins: tuple[str, ...] = _list("DISPATCH_ALLOWED_ORIGINS", _origin)
+    stripe_secret_key: str = _secret("STRIPE_SECRET_KEY")
+    stripe_webhook_secrets: tuple[str, ...] = _list("STRIPE_WEBHOOK_SECRET", show=_masked)
+    stripe_api_base: str = _url("STRIPE_API_BASE", ("https", "http"), "https://api.stripe.com")
+    public_url: str = _url("DISPATCH_PUBLIC_URL", ("https", "http"))
+    priority_window_seconds: float = _seconds("DISPATCH_PRIORITY_WINDOW_SECONDS", 600, DAY_SECONDS)
+    wait_window_seconds: float = _seconds("DISPATCH_WAIT_WINDOW_SECONDS", 1800, WEEK_SECONDS)
+    head_start_seconds: float = _seconds("DISPATCH_HEAD_START_SECONDS", 3, HOUR_SECONDS)
+    offer_retry_seconds: float = _seconds("DISPATCH_OFFER_RETRY_SECONDS", 5, HOUR_SECONDS)
+    offer_attempts: int = _number("DISPATCH_OFFER_ATTEMPTS", 3, 1, 100, whole=True)
+    request_ttl_seconds: float = _seconds("DISPATCH_REQUEST_TTL_SECONDS", 7200, WEEK_SECONDS)
+    presence_grace_seconds: float = _seconds("DISPATCH_PRESENCE_GRACE_SECONDS", 5, HOUR_SECONDS)
+    node_lease_seconds: float = _seconds("DISPATCH_NODE_LEASE_SECONDS", 5, HOUR_SECONDS)
+    sweep_seconds: float = _seconds("DISPATCH_SWEEP_SECONDS", 1, HOUR_SECONDS)
+    join_seconds: float = _seconds("DISPATCH_JOIN_SECONDS", 300, DAY_SECONDS)
+    plan_minute_seconds: float = _seconds("DISPATCH_PLAN_MINUTE_SECONDS", 60, HOUR_SECONDS)
+    warning_seconds: float = _seconds("DISPATCH_WARNING_SECONDS", 60, DAY_SECONDS)
+    rate_messages: float = _number("DISPATCH_RATE_MESSAGES", 20.0, 0, 1_000_000)
+    rate_connects: float = _number("DISPATCH_RATE_CONNECTS", 20.0, 0, 1_000_000)
+    rate_logins: float = _number("DISPATCH_RATE_LOGINS", 5.0, 0, 1_000_000)
+    trusted_proxies: tuple[str, ...] = _list("DISPATCH_TRUSTED_PROXIES", _network)
+    metrics_token: str = _secret("DISPATCH_METRICS_TOKEN")
+    mechanic_capacity: int = _number("DISPATCH_MECHANIC_CAPACITY", 1, 1, 100, whole=True)
+    drain_seconds: float = _seconds("DISPATCH_DRAIN_SECONDS", 30, HOUR_SECONDS)
+    livekit_url: str = _url("LIVEKIT_URL", ("wss", "ws", "https", "http"))
+    livekit_api_key: str = _text("LIVEKIT_API_KEY")
+    livekit_api_secret: str = _secret("LIVEKIT_API_SECRET")
+    vapid_private_key: str = _secret("VAPID_PRIVATE_KEY")
+    vapid_subject: str = _text("VAPID_SUBJECT")
+    smtp_url: str = _url("SMTP_URL", ("smtp", "smtps"))
+
+    embedded: bool = False
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def __repr__(self) -> str:
+        return f"Config({', '.join(f'{row.name}={row.value}' for row in describe(self))})"
+
+    def with_embedded(self, values: Mapping[str, Any]) -> Self:
+        """The same with what the embedded servers gave; what the environment set stays."""
+        given = {name: value for name, value in values.items() if not self._is_set(name)}
+        given |= {name: values[name] for name in ("database_url", "redis_url") if name in values}
+        sources = {**self.sources, **dict.fromkeys(given, "embedded")}
+        return dataclasses.replace(self, **given, sources=sources)
+
+    def listening_on(self, port: int) -> Self:
+        """The same for the port that was bound, with the URL and origins that follow from it."""
+        config = dataclasses.replace(self, port=port)
+        local = f"http://{_bracketed(_reachable(self.host))}:{port}"
+        public_url = self.public_url if self._is_set("public_url") else local
+        allowed = self.allowed_origins
+        if not self._is_set("allowed_origins"):
+            own = "{0.scheme}://{0.netloc}".format(urlsplit(public_url)).lower()
+            loopback = (f"http://localhost:{port}", f"http://127.0.0.1:{port}")
+            allowed = tuple(dict.fromkeys((own, *(loopback if _is_local(self.host) else ()))))
+        return dataclasses.replace(config, public_url=public_url, allowed_origins=allowed)
+
+    def _is_set(self, name: str) -> bool:
+        return self.sources.get(name) in ("environment", "option")
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _reachable(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def _is_local(host: str) -> bool:
+    return _reachable(host) in ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of `check-config`: the variable, its value as it may be seen, where it came from."""
+
+    name: str
+    value: str
+    source: str
+
+
+def describe(config: Config) -> list[Row]:
+    """Every setting in the order of the documentation; secrets that are set are `***`."""
+    rows = []
+    for setting in dataclasses.fields(Config):
+        if "variable" in setting.metadata:
+            value = setting.metadata["show"](getattr(config, setting.name))
+            source = config.sources.get(setting.name, "default")
+            rows.append(Row(setting.metadata["variable"], value, source))
+    return rows
+
+
+def load(
+    environ: Mapping[str, str],
+    *,
+    embedded_dir: str | None = None,
+    host: str | None = None,
+    port: int | None = None,
+) -> Config:
+    """Read and check the whole configuration; an empty variable counts as one that is not set.
+
+    `embedded_dir`, `host` and `port` are the options of the command line and win over variables.
+    Raises ConfigError naming everything that is wrong or missing.
+    """
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    problems: list[str] = []
+    environ = {name: text.strip() for name, text in environ.items() if text.strip()}
+    options = {"DISPATCH_DATA_DIR": embedded_dir, "DISPATCH_HOST": host, "DISPATCH_PORT": port}
+    for setting in dataclasses.fields(Config):
+        variable = setting.metadata.get("variable")
+        option = options.get(variable) if variable else None
+        text = str(option) if option is not None else environ.get(variable or "")
+        if text is None:
+            continue
+        try:
+            values[setting.name] = setting.metadata["parse"](text)
+            sources[setting.name] = "environment" if option is None else "option"
+        except ValueError as error:
+            problems.append(f"{variable} {error}")
+    embedded = embedded_dir is not None or not {"DATABASE_URL", "REDIS_URL"} & environ.keys()
+    if embedded:
+        for name in ("database_url", "redis_url"):
+            values.pop(name, None)
+            sources[name] = "embedded"
+    problems += _missing(environ, embedded)
+    if problems:
+        raise ConfigError(problems)
+    config = Config(**values, embedded=embedded, sources=sources)
+    return config.listening_on(config.port)
+
+
+# Each of these is one feature: with only some of its settings it would fail when first used.
+_TOGETHER = (
+    ("DISPATCH_JWKS_URL", "DISPATCH_JWT_ISSUER", "DISPATCH_JWT_AUDIENCE"),
+    ("LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET"),
+    ("VAPID_PRIVATE_KEY", "VAPID_SUBJECT"),
+)
+
+
+def _missing(environ: Mapping[str, str], embedded: bool) -> list[str]:
+    problems = []
+    if not embedded:
+        problems += [
+            f"{name} is missing: set both DATABASE_URL and REDIS_URL, or neither"
+            for name in ("DATABASE_URL", "REDIS_URL")
+            if name not in environ
+        ]
+        required = ("DISPATCH_JWT_SECRET", "STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET")
+        problems += [f"{name} is missing" for name in required if name not in environ]
+    elif "STRIPE_SECRET_KEY" in environ and "STRIPE_WEBHOOK_SECRET" not in environ:
+        problems.append("STRIPE_WEBHOOK_SECRET is missing: STRIPE_SECRET_KEY is set")
+    for group in _TOGETHER:
+        absent = [name for name in group if name not in environ]
+        if 0 < len(absent) < len(group):
+            present = next(name for name in group if name in environ)
+            problems += [f"{name} is missing: {present} is set" for name in absent]
+    return problems

@@ -1,0 +1,222 @@
+"""What operators set is read once, checked as a whole, and secrets stay secret."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from dispatch.config import describe, load, without_password
+from dispatch.errors import ConfigError
+
+PRODUCTION = {
+    "DATABASE_URL": "postgresql://dispatch:hunter2@db.internal:5432/dispatch",
+    "REDIS_URL": "redis://:hunter3@redis.internal:6379/0",
+    "DISPATCH_JWT_SECRET": "hunter4-" * 4,
+    "STRIPE_SECRET_KEY": "sk_test_hunter5",
+    "STRIPE_WEBHOOK_SECRET": "whsec_hunter6, whsec_hunter7",
+}
+
+
+def test_without_any_variable_everything_has_its_documented_default() -> None:
+    config = load({})
+
+    assert config.embedded
+    assert config.data_dir == Path(".data")
+    assert (config.host, config.port) == ("127.0.0.1", 8000)
+    assert config.priority_window_seconds == 600
+    assert config.wait_window_seconds == 1800
+    assert config.head_start_seconds == 3
+    assert (config.offer_retry_seconds, config.offer_attempts) == (5, 3)
+    assert config.request_ttl_seconds == 7200
+    assert (config.presence_grace_seconds, config.node_lease_seconds) == (5, 5)
+    assert (config.sweep_seconds, config.join_seconds) == (1, 300)
+    assert (config.plan_minute_seconds, config.warning_seconds) == (60, 60)
+    assert (config.rate_messages, config.rate_connects, config.rate_logins) == (20, 20, 5)
+    assert (config.mechanic_capacity, config.drain_seconds) == (1, 30)
+
+
+def test_the_environment_is_read_into_values_of_the_right_kind() -> None:
+    config = load(
+        PRODUCTION
+        | {
+            "DISPATCH_PORT": "9000",
+            "DISPATCH_HEAD_START_SECONDS": "0.25",
+            "DISPATCH_RATE_MESSAGES": "0",
+            "DISPATCH_TRUSTED_PROXIES": "10.0.0.0/8, 192.0.2.7",
+            "DISPATCH_METRICS_TOKEN": "",
+        }
+    )
+
+    assert not config.embedded
+    assert config.database_url == PRODUCTION["DATABASE_URL"]
+    assert config.stripe_webhook_secrets == ("whsec_hunter6", "whsec_hunter7")
+    assert config.port == 9000
+    assert config.head_start_seconds == 0.25
+    assert config.rate_messages == 0
+    assert config.trusted_proxies == ("10.0.0.0/8", "192.0.2.7/32")
+    assert config.metrics_token == ""
+
+
+def test_everything_that_is_wrong_or_missing_is_named_together_and_no_value_is_shown() -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(
+            {
+                "DATABASE_URL": "mysql://root:hunter2@db/dispatch",
+                "DISPATCH_JWT_SECRET": "hunter2",
+                "DISPATCH_PORT": "70000",
+                "DISPATCH_SWEEP_SECONDS": "nan",
+                "DISPATCH_DRAIN_SECONDS": "-1",
+                "DISPATCH_OFFER_ATTEMPTS": "2.5",
+                "DISPATCH_ALLOWED_ORIGINS": "https://fine.example,https://not.example/path",
+                "DISPATCH_TRUSTED_PROXIES": "proxy.example",
+                "DISPATCH_PUBLIC_URL": "https://hunter2.example:port",
+                "DISPATCH_JWKS_URL": "https://id.example/jwks",
+                "LIVEKIT_API_SECRET": "hunter2",
+                "STRIPE_WEBHOOK_SECRET": " , ",
+            }
+        )
+
+    assert list(raised.value.problems) == [
+        "DATABASE_URL must be a URL that begins with postgresql:// or postgres://",
+        "DISPATCH_PORT must be a whole number from 0 to 65535",
+        "DISPATCH_JWT_SECRET must have at least 32 bytes",
+        "DISPATCH_ALLOWED_ORIGINS must be origins, scheme://host[:port] without a path",
+        "STRIPE_WEBHOOK_SECRET must be a comma-separated list",
+        "DISPATCH_PUBLIC_URL must be a URL that begins with https:// or http://, "
+        "and this one cannot be read",
+        "DISPATCH_OFFER_ATTEMPTS must be a whole number from 1 to 100",
+        "DISPATCH_SWEEP_SECONDS must be a number from 0.01 to 3600",
+        "DISPATCH_TRUSTED_PROXIES must be IP addresses or networks",
+        "DISPATCH_DRAIN_SECONDS must be a number from 0.01 to 3600",
+        "REDIS_URL is missing: set both DATABASE_URL and REDIS_URL, or neither",
+        "STRIPE_SECRET_KEY is missing",
+        "DISPATCH_JWT_ISSUER is missing: DISPATCH_JWKS_URL is set",
+        "DISPATCH_JWT_AUDIENCE is missing: DISPATCH_JWKS_URL is set",
+        "LIVEKIT_URL is missing: LIVEKIT_API_SECRET is set",
+        "LIVEKIT_API_KEY is missing: LIVEKIT_API_SECRET is set",
+    ]
+    assert "hunter2" not in str(raised.value)
+
+
+def test_with_servers_of_their_own_operators_must_bring_the_secrets_too() -> None:
+    servers = {name: PRODUCTION[name] for name in ("DATABASE_URL", "REDIS_URL")}
+
+    with pytest.raises(ConfigError) as raised:
+        load(servers)
+
+    assert list(raised.value.problems) == [
+        "DISPATCH_JWT_SECRET is missing",
+        "STRIPE_SECRET_KEY is missing",
+        "STRIPE_WEBHOOK_SECRET is missing",
+    ]
+
+
+def test_a_real_stripe_key_in_embedded_mode_needs_its_webhook_secret() -> None:
+    with pytest.raises(ConfigError, match="STRIPE_WEBHOOK_SECRET is missing"):
+        load({"STRIPE_SECRET_KEY": "sk_test_hunter5"})
+
+
+def test_secrets_are_shown_nowhere_but_that_they_are_set_is() -> None:
+    config = load(
+        PRODUCTION
+        | {
+            "DISPATCH_METRICS_TOKEN": "hunter8",
+            "LIVEKIT_URL": "wss://video.example",
+            "LIVEKIT_API_KEY": "key",
+            "LIVEKIT_API_SECRET": "hunter9",
+            "VAPID_PRIVATE_KEY": "hunter10",
+            "VAPID_SUBJECT": "mailto:ops@dispatch.example",
+            "SMTP_URL": "smtp://mailer:hunter11@mail.example:587",
+        }
+    )
+    rows = {row.name: row for row in describe(config)}
+
+    assert "hunter" not in repr(config)
+    assert "hunter" not in str(rows)
+    assert rows["DISPATCH_JWT_SECRET"].value == "***"
+    assert rows["STRIPE_WEBHOOK_SECRET"].value == "***"
+    assert rows["DATABASE_URL"].value == "postgresql://dispatch:***@db.internal:5432/dispatch"
+    assert rows["SMTP_URL"].value == "smtp://mailer:***@mail.example:587"
+    assert rows["DISPATCH_HOST"].source == "default"
+    assert rows["DATABASE_URL"].source == "environment"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://h:1/0", "redis://h:1/0"),
+        ("redis://:secret@h:1/0", "redis://:***@h:1/0"),
+        ("redis://user@h", "redis://user@h"),
+        ("postgresql://u:p@ss@h/d", "postgresql://u:***@h/d"),
+        ("postgresql:///d?host=/run&password=secret", "postgresql://***"),
+        ("http://[broken", "***"),
+    ],
+)
+def test_a_password_in_a_url_is_masked(url: str, shown: str) -> None:
+    assert without_password(url) == shown
+
+
+def test_an_embedded_folder_on_the_command_line_wins_over_urls() -> None:
+    config = load(PRODUCTION, embedded_dir="/somewhere", host="0.0.0.0", port=0)
+
+    assert config.embedded
+    assert (config.database_url, config.redis_url) == ("", "")
+    assert config.data_dir == Path("/somewhere")
+    assert config.sources["data_dir"] == "option"
+
+
+def test_what_the_embedded_servers_generate_fills_in_only_what_was_not_set() -> None:
+    config = load({"DISPATCH_JWT_SECRET": "mine" * 8})
+    generated = {"database_url": "postgresql://e/d", "redis_url": "redis://e", "jwt_secret": "x"}
+
+    filled = config.with_embedded({**generated, "stripe_secret_key": "sk_test_e"})
+
+    assert filled.database_url == "postgresql://e/d"
+    assert filled.jwt_secret == "mine" * 8
+    assert filled.stripe_secret_key == "sk_test_e"
+    assert filled.sources["stripe_secret_key"] == "embedded"
+    assert filled.sources["jwt_secret"] == "environment"
+
+
+@pytest.mark.parametrize(
+    ("environ", "public_url", "origins"),
+    [
+        ({}, "http://127.0.0.1:8123", ("http://127.0.0.1:8123", "http://localhost:8123")),
+        (
+            {"DISPATCH_HOST": "0.0.0.0"},
+            "http://127.0.0.1:8123",
+            ("http://127.0.0.1:8123", "http://localhost:8123"),
+        ),
+        ({"DISPATCH_HOST": "192.0.2.1"}, "http://192.0.2.1:8123", ("http://192.0.2.1:8123",)),
+        (
+            {"DISPATCH_HOST": "2001:db8::1"},
+            "http://[2001:db8::1]:8123",
+            ("http://[2001:db8::1]:8123",),
+        ),
+        (
+            {"DISPATCH_HOST": "192.0.2.1", "DISPATCH_PUBLIC_URL": "https://dispatch.example/base/"},
+            "https://dispatch.example/base",
+            ("https://dispatch.example",),
+        ),
+        (
+            {"DISPATCH_ALLOWED_ORIGINS": "https://App.example"},
+            "http://127.0.0.1:8123",
+            ("https://app.example",),
+        ),
+    ],
+)
+def test_public_url_and_origins_follow_from_host_and_port(
+    environ: dict[str, str], public_url: str, origins: tuple[str, ...]
+) -> None:
+    config = load(environ).listening_on(8123)
+
+    assert config.port == 8123
+    assert config.public_url == public_url
+    assert set(config.allowed_origins) == set(origins)
+
+
+def test_the_configuration_cannot_be_changed() -> None:
+    config = load({})
+
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.port = 1  # type: ignore[misc]
