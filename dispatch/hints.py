@@ -1,0 +1,109 @@
+"""What nodes tell each other: hints that save time, never the truth.
+
+One job: name the messages of the bus. Whatever a hint carries can be read again from Postgres, so
+a lost, late or doubled one does no harm. Imports the core's types only; does no I/O.
+"""
+
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+import msgspec
+from msgspec import Struct
+
+from dispatch.core.types import Booking, Candidate, Presence
+
+
+class Display(Struct, frozen=True, kw_only=True):
+    """What people see of a booking beside its state."""
+
+    customer_name: str
+    vehicle: str | None
+    concern: str | None
+    mechanic_name: str | None
+    mechanic_workshop_id: UUID | None
+    mechanic_rating: float | None
+
+
+class Entry(Struct, frozen=True, kw_only=True):
+    """A booking as every board keeps it. `paid`: money was taken for it."""
+
+    booking: Booking
+    display: Display
+    paid: bool
+
+
+class BookingChanged(Struct, frozen=True, tag="b"):
+    """A transaction committed this state. A lower version never replaces a higher one."""
+
+    entry: Entry
+
+
+class SessionWarned(Struct, frozen=True, tag="w"):
+    """The end of a session is near: its participants are to be warned."""
+
+    session_id: UUID
+
+
+class MechanicChanged(Struct, frozen=True, tag="m"):
+    """Facts of a mechanic changed (approved, available, workshop, specialist)."""
+
+    candidate: Candidate
+    changed_at: datetime
+
+
+class UserRevoked(Struct, frozen=True, tag="r"):
+    """Tokens of this user below this epoch are void: close the sockets that they opened."""
+
+    user_id: UUID
+    token_epoch: int
+
+
+class PresenceChanged(Struct, frozen=True, tag="p"):
+    """A mechanic came or went, told after the grace."""
+
+    user_id: UUID
+    presence: Presence
+    at: datetime
+
+
+class Reach(Struct, frozen=True, tag="s"):
+    """How many mechanics one node has asked in a round so far."""
+
+    node_id: UUID
+    request_id: UUID
+    generation: int
+    asked: int
+
+
+class Roster(Struct, frozen=True, tag="o"):
+    """Ready mechanics (approved, available, connected) of one node.
+
+    `ready` has one row per (workshop, specialist): workshop id or None, specialist, how many.
+    """
+
+    node_id: UUID
+    ready: tuple[tuple[UUID | None, bool, int], ...]
+
+
+Hint = (
+    BookingChanged
+    | SessionWarned
+    | MechanicChanged
+    | UserRevoked
+    | PresenceChanged
+    | Reach
+    | Roster
+)
+
+
+class Envelope(Struct, frozen=True):
+    """One message of the bus: who sent it, its number there, and the hints of one moment."""
+
+    node_id: UUID
+    seq: int
+    hints: list[Hint]
+
+
+encode: Final = msgspec.msgpack.Encoder().encode
+decode: Final = msgspec.msgpack.Decoder(Envelope).decode

@@ -1,0 +1,439 @@
+"""Every frame of the wire protocol `dispatch.v1`: shapes, codec, error codes, close codes.
+
+One job: turn bytes into typed client frames and typed server frames into bytes. Imports nothing
+of ours but `core.types`; does no I/O and keeps no state. What cannot be decoded raises `BadFrame`
+or `UnknownType`, which carry the client's `id` where it could be read.
+
+The shapes stand here once: the decoder, the role table and the protocol's description are made
+from these classes.
+"""
+
+from datetime import UTC, datetime
+from enum import IntEnum, StrEnum
+from typing import Annotated, Final, Literal
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta, Struct
+
+from dispatch.core.types import Role, SessionStatus
+
+SUBPROTOCOL: Final = "dispatch.v1.json"
+MAX_CLIENT_FRAME_BYTES: Final = 64 * 1024
+MAX_SERVER_FRAME_BYTES: Final = 128 * 1024
+SNAPSHOT_OFFERS: Final = 50
+
+
+class ErrorCode(StrEnum):
+    """Every `code` that an `error` frame may carry."""
+
+    BAD_FRAME = "bad_frame"
+    UNKNOWN_TYPE = "unknown_type"
+    FORBIDDEN = "forbidden"
+    RATE_LIMITED = "rate_limited"
+    NOT_FOUND = "not_found"
+    NOTHING_TO_WIDEN = "nothing_to_widen"
+    NOT_OPEN = "not_open"
+    WAIVER_REQUIRED = "waiver_required"
+    ALREADY_JOINED = "already_joined"
+    SESSION_ENDED = "session_ended"
+    TOO_LONG = "too_long"
+    NOT_CONFIGURED = "not_configured"
+    UNAVAILABLE_NOW = "unavailable_now"
+
+
+class CloseCode(IntEnum):
+    """Why a connection was closed by the server."""
+
+    NORMAL = 1000
+    GOING_AWAY = 1001
+    TOO_BIG = 1009
+    RESTART = 1012
+    BAD_FRAMES = 4400
+    NOT_AUTHENTICATED = 4401
+    NO_HELLO = 4408
+    TOO_SLOW = 4410
+    FLOOD = 4429
+
+
+# --- client -> server -------------------------------------------------------------------------
+
+ShortText = Annotated[str, Meta(max_length=64)]
+Reason = Annotated[str, Meta(max_length=500)]
+Token = Annotated[str, Meta(max_length=8192)]
+
+
+class ClientFrame(Struct, frozen=True, kw_only=True, tag_field="type"):
+    """What every frame from a client may carry: `id`, which the answer carries back as `re`."""
+
+    id: ShortText | None = None
+
+
+class Hello(ClientFrame, tag="hello"):
+    token: Token | None = None
+    device: ShortText | None = None
+    client: ShortText | None = None
+
+
+class Ping(ClientFrame, tag="ping"):
+    pass
+
+
+class TokenRefresh(ClientFrame, tag="token.refresh"):
+    token: Token
+
+
+class AvailabilitySet(ClientFrame, tag="availability.set"):
+    available: bool
+
+
+class OfferSeen(ClientFrame, tag="offer.seen"):
+    offer_ids: Annotated[list[UUID], Meta(min_length=1, max_length=100)] | None = None
+    offer_id: UUID | None = None
+
+    def __post_init__(self) -> None:
+        if (self.offer_ids is None) == (self.offer_id is None):
+            raise ValueError("either offer_ids or offer_id is required")
+
+    def all_ids(self) -> list[UUID]:
+        """The rounds that were seen, in either spelling."""
+        return self.offer_ids if self.offer_ids is not None else [self._one()]
+
+    def _one(self) -> UUID:
+        assert self.offer_id is not None
+        return self.offer_id
+
+
+class OfferAccept(ClientFrame, tag="offer.accept"):
+    offer_id: UUID
+    accept_id: UUID
+
+
+class OfferDecline(ClientFrame, tag="offer.decline"):
+    offer_id: UUID
+    reason: Reason | None = None
+
+
+class AssignmentCancel(ClientFrame, tag="assignment.cancel"):
+    session_id: UUID
+    reason: Reason | None = None
+
+
+class RequestCancel(ClientFrame, tag="request.cancel"):
+    request_id: UUID
+
+
+class RequestWiden(ClientFrame, tag="request.widen"):
+    request_id: UUID
+
+
+class MechanicWatch(ClientFrame, tag="mechanic.watch"):
+    mechanic_id: UUID
+
+
+class MechanicUnwatch(ClientFrame, tag="mechanic.unwatch"):
+    mechanic_id: UUID
+
+
+class SessionJoin(ClientFrame, tag="session.join"):
+    session_id: UUID
+
+
+class SessionEnd(ClientFrame, tag="session.end"):
+    session_id: UUID
+
+
+AnyClientFrame = (
+    Hello
+    | Ping
+    | TokenRefresh
+    | AvailabilitySet
+    | OfferSeen
+    | OfferAccept
+    | OfferDecline
+    | AssignmentCancel
+    | RequestCancel
+    | RequestWiden
+    | MechanicWatch
+    | MechanicUnwatch
+    | SessionJoin
+    | SessionEnd
+)
+
+_EVERYONE: Final = frozenset(Role)
+_MECHANIC: Final = frozenset({Role.MECHANIC})
+_CUSTOMER: Final = frozenset({Role.CUSTOMER})
+
+# Who may send which frame; anything else gets `error{code:"forbidden"}`.
+SENDERS: Final[dict[type[ClientFrame], frozenset[Role]]] = {
+    Hello: _EVERYONE,
+    Ping: _EVERYONE,
+    TokenRefresh: _EVERYONE,
+    AvailabilitySet: _MECHANIC,
+    OfferSeen: _MECHANIC,
+    OfferAccept: _MECHANIC,
+    OfferDecline: _MECHANIC,
+    AssignmentCancel: _MECHANIC,
+    RequestCancel: _CUSTOMER,
+    RequestWiden: _CUSTOMER,
+    MechanicWatch: _CUSTOMER,
+    MechanicUnwatch: _CUSTOMER,
+    SessionJoin: _MECHANIC | _CUSTOMER,
+    SessionEnd: _MECHANIC | _CUSTOMER,
+}
+
+
+# --- server -> client -------------------------------------------------------------------------
+
+
+class ServerFrame(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
+    """What every frame from the server may carry: `re`, the `id` of the frame it answers."""
+
+    re: str | None = None
+
+
+class Offer(ServerFrame, tag="offer"):
+    offer_id: UUID
+    request_id: UUID
+    generation: int
+    stage: Literal["priority", "preferred", "open"]
+    score: int
+    preferred: bool
+    highlighted: bool
+    session_type: str
+    plan_code: str
+    minutes: int
+    urgent: bool
+    is_specialist: bool
+    customer_name: str
+    created_at: str
+    expires_at: str
+    server_time: str
+    attempt: int
+    vehicle: str | None = None
+    concern: str | None = None
+    workshop_id: UUID | None = None
+    exclusive_until: str | None = None
+
+
+LostReason = Literal["taken", "expired", "cancelled", "busy", "unavailable", "not_found"]
+RevokeReason = Literal["taken", "expired", "cancelled", "withdrawn"]
+
+
+class OfferWon(ServerFrame, tag="offer.won"):
+    offer_id: UUID
+    request_id: UUID
+    session_id: UUID
+    accept_id: UUID
+
+
+class OfferLost(ServerFrame, tag="offer.lost"):
+    offer_id: UUID
+    accept_id: UUID
+    reason: LostReason
+
+
+class OfferRevoked(ServerFrame, tag="offer.revoked"):
+    offer_id: UUID
+    reason: RevokeReason
+
+
+class MechanicCard(Struct, frozen=True, kw_only=True):
+    """Who won, as the customer sees her."""
+
+    id: UUID
+    name: str
+    workshop_id: UUID | None
+    rating: float | None
+
+
+class RequestState(ServerFrame, tag="request.status"):
+    """The frame `request.status`."""
+
+    request_id: UUID
+    session_id: UUID
+    version: int
+    status: Literal["scheduled", "pending", "accepted", "completed", "cancelled", "expired"]
+    expires_at: str
+    mechanics_notified: int
+    mechanics_online: int
+    message: str
+    server_time: str
+    stage: Literal["priority", "preferred", "open"] | None = None
+    stage_ends_at: str | None = None
+    next_stage: Literal["preferred", "open"] | None = None
+    mechanic: MechanicCard | None = None
+
+
+class SessionState(ServerFrame, tag="session.status"):
+    """The frame `session.status`."""
+
+    session_id: UUID
+    version: int
+    status: SessionStatus
+    mechanics_connected: int
+    server_time: str
+    started_at: str | None = None
+    ends_at: str | None = None
+    ended_by: UUID | Literal["system"] | None = None
+    prompt: Literal["favorite", "rate"] | None = None
+
+
+class SessionWarning(ServerFrame, tag="session.warning"):
+    session_id: UUID
+    ends_at: str
+    seconds_left: int
+    server_time: str
+
+
+class MechanicPresence(ServerFrame, tag="mechanic.presence"):
+    mechanic_id: UUID
+    presence: Literal["online", "offline", "unknown"]
+    is_online: bool
+    available: bool
+    reachable_by_push: bool
+    last_seen: str | None = None
+
+
+class MechanicSnapshot(Struct, frozen=True, kw_only=True):
+    available: bool
+    offers: list[Offer]
+    more_offers: bool
+    sessions: list[SessionState]
+
+
+class Favorite(Struct, frozen=True, kw_only=True):
+    provider_id: UUID
+    provider_type: Literal["independent", "workshop"]
+    name: str
+
+
+class CustomerSnapshot(Struct, frozen=True, kw_only=True):
+    requests: list[RequestState]
+    sessions: list[SessionState]
+    favorites: list[Favorite]
+
+
+class WorkshopMechanic(Struct, frozen=True, kw_only=True):
+    mechanic_id: UUID
+    name: str
+    is_online: bool
+    available: bool
+
+
+class WorkshopSnapshot(Struct, frozen=True, kw_only=True):
+    mechanics: list[WorkshopMechanic]
+    sessions: list[SessionState]
+
+
+class NodeState(Struct, frozen=True, kw_only=True):
+    node_id: UUID
+    clients: int
+
+
+class AdminSnapshot(Struct, frozen=True, kw_only=True):
+    requests: list[RequestState]
+    nodes: list[NodeState]
+
+
+class Welcome(ServerFrame, tag="welcome"):
+    user_id: UUID
+    role: Role
+    connection_id: UUID
+    node_id: UUID
+    server_time: str
+    heartbeat_seconds: float
+    snapshot: MechanicSnapshot | CustomerSnapshot | WorkshopSnapshot | AdminSnapshot
+
+
+class Pong(ServerFrame, tag="pong"):
+    server_time: str
+
+
+class Ok(ServerFrame, tag="ok"):
+    pass
+
+
+class Error(ServerFrame, tag="error"):
+    code: ErrorCode
+    message: str
+
+
+class Drain(ServerFrame, tag="drain"):
+    reconnect_after_ms: int
+
+
+# --- codec --------------------------------------------------------------------------------------
+
+
+class BadFrame(Exception):
+    """Not JSON, not an object, or not of its type's shape; `re` is the client's id if readable."""
+
+    code: ErrorCode = ErrorCode.BAD_FRAME
+
+    def __init__(self, message: str, re: str | None = None) -> None:
+        super().__init__(message)
+        self.re = re
+
+
+class UnknownType(BadFrame):
+    """A well-formed frame whose `type` this server does not know."""
+
+    code = ErrorCode.UNKNOWN_TYPE
+
+
+class _Head(Struct):
+    """The part of a frame that is read when the whole does not fit its shape."""
+
+    type: str
+    id: ShortText | None = None
+
+
+_decoder: Final = msgspec.json.Decoder(AnyClientFrame)
+_head_decoder: Final = msgspec.json.Decoder(_Head)
+_encoder: Final = msgspec.json.Encoder(uuid_format="canonical")
+_KNOWN_TYPES: Final = frozenset(str(kind.__struct_config__.tag) for kind in SENDERS)
+
+
+def decode(data: bytes | str) -> AnyClientFrame:
+    """One client frame from the bytes of one text message.
+
+    Raises `UnknownType` for a well-formed object of another `type`, `BadFrame` for all else that
+    is not a frame. Unknown fields are ignored.
+    """
+    try:
+        return _decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        problem = str(error) or type(error).__name__
+    try:
+        head = _head_decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        raise BadFrame(problem) from None
+    if head.type not in _KNOWN_TYPES:
+        raise UnknownType("this server does not know this type", head.id)
+    raise BadFrame(problem, head.id)
+
+
+def encode(frame: ServerFrame) -> bytes:
+    """The JSON text of a server frame, UTF-8."""
+    return _encoder.encode(frame)
+
+
+def timestamp(moment: datetime) -> str:
+    """RFC 3339 in UTC with milliseconds: `2026-11-20T09:30:00.125Z`."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def prepare(frame: ServerFrame) -> bytes:
+    """A server frame as the bytes of one unmasked websocket text message, ready to be written.
+
+    Encoded once, the same bytes object is written to every socket that gets this frame
+    (RFC 6455, 5.2: FIN and opcode 1, then the length in its shortest form).
+    """
+    payload = encode(frame)
+    size = len(payload)
+    if size < 126:
+        return b"\x81" + size.to_bytes(1, "big") + payload
+    if size < 65536:
+        return b"\x81\x7e" + size.to_bytes(2, "big") + payload
+    return b"\x81\x7f" + size.to_bytes(8, "big") + payload
