@@ -69,25 +69,25 @@ class ClientFrame(Struct, frozen=True, kw_only=True, tag_field="type"):
     id: ShortText | None = None
 
 
-class Hello(ClientFrame, tag="hello"):
+class Hello(ClientFrame, frozen=True, tag="hello"):
     token: Token | None = None
     device: ShortText | None = None
     client: ShortText | None = None
 
 
-class Ping(ClientFrame, tag="ping"):
+class Ping(ClientFrame, frozen=True, tag="ping"):
     pass
 
 
-class TokenRefresh(ClientFrame, tag="token.refresh"):
+class TokenRefresh(ClientFrame, frozen=True, tag="token.refresh"):
     token: Token
 
 
-class AvailabilitySet(ClientFrame, tag="availability.set"):
+class AvailabilitySet(ClientFrame, frozen=True, tag="availability.set"):
     available: bool
 
 
-class OfferSeen(ClientFrame, tag="offer.seen"):
+class OfferSeen(ClientFrame, frozen=True, tag="offer.seen"):
     offer_ids: Annotated[list[UUID], Meta(min_length=1, max_length=100)] | None = None
     offer_id: UUID | None = None
 
@@ -104,42 +104,42 @@ class OfferSeen(ClientFrame, tag="offer.seen"):
         return self.offer_id
 
 
-class OfferAccept(ClientFrame, tag="offer.accept"):
+class OfferAccept(ClientFrame, frozen=True, tag="offer.accept"):
     offer_id: UUID
     accept_id: UUID
 
 
-class OfferDecline(ClientFrame, tag="offer.decline"):
+class OfferDecline(ClientFrame, frozen=True, tag="offer.decline"):
     offer_id: UUID
     reason: Reason | None = None
 
 
-class AssignmentCancel(ClientFrame, tag="assignment.cancel"):
+class AssignmentCancel(ClientFrame, frozen=True, tag="assignment.cancel"):
     session_id: UUID
     reason: Reason | None = None
 
 
-class RequestCancel(ClientFrame, tag="request.cancel"):
+class RequestCancel(ClientFrame, frozen=True, tag="request.cancel"):
     request_id: UUID
 
 
-class RequestWiden(ClientFrame, tag="request.widen"):
+class RequestWiden(ClientFrame, frozen=True, tag="request.widen"):
     request_id: UUID
 
 
-class MechanicWatch(ClientFrame, tag="mechanic.watch"):
+class MechanicWatch(ClientFrame, frozen=True, tag="mechanic.watch"):
     mechanic_id: UUID
 
 
-class MechanicUnwatch(ClientFrame, tag="mechanic.unwatch"):
+class MechanicUnwatch(ClientFrame, frozen=True, tag="mechanic.unwatch"):
     mechanic_id: UUID
 
 
-class SessionJoin(ClientFrame, tag="session.join"):
+class SessionJoin(ClientFrame, frozen=True, tag="session.join"):
     session_id: UUID
 
 
-class SessionEnd(ClientFrame, tag="session.end"):
+class SessionEnd(ClientFrame, frozen=True, tag="session.end"):
     session_id: UUID
 
 
@@ -192,7 +192,7 @@ class ServerFrame(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_fie
     re: str | None = None
 
 
-class Offer(ServerFrame, tag="offer"):
+class Offer(ServerFrame, frozen=True, tag="offer"):
     offer_id: UUID
     request_id: UUID
     generation: int
@@ -220,20 +220,20 @@ LostReason = Literal["taken", "expired", "cancelled", "busy", "unavailable", "no
 RevokeReason = Literal["taken", "expired", "cancelled", "withdrawn"]
 
 
-class OfferWon(ServerFrame, tag="offer.won"):
+class OfferWon(ServerFrame, frozen=True, tag="offer.won"):
     offer_id: UUID
     request_id: UUID
     session_id: UUID
     accept_id: UUID
 
 
-class OfferLost(ServerFrame, tag="offer.lost"):
+class OfferLost(ServerFrame, frozen=True, tag="offer.lost"):
     offer_id: UUID
     accept_id: UUID
     reason: LostReason
 
 
-class OfferRevoked(ServerFrame, tag="offer.revoked"):
+class OfferRevoked(ServerFrame, frozen=True, tag="offer.revoked"):
     offer_id: UUID
     reason: RevokeReason
 
@@ -247,7 +247,7 @@ class MechanicCard(Struct, frozen=True, kw_only=True):
     rating: float | None
 
 
-class RequestState(ServerFrame, tag="request.status"):
+class RequestState(ServerFrame, frozen=True, tag="request.status"):
     """The frame `request.status`."""
 
     request_id: UUID
@@ -265,7 +265,7 @@ class RequestState(ServerFrame, tag="request.status"):
     mechanic: MechanicCard | None = None
 
 
-class SessionState(ServerFrame, tag="session.status"):
+class SessionState(ServerFrame, frozen=True, tag="session.status"):
     """The frame `session.status`."""
 
     session_id: UUID
@@ -279,14 +279,14 @@ class SessionState(ServerFrame, tag="session.status"):
     prompt: Literal["favorite", "rate"] | None = None
 
 
-class SessionWarning(ServerFrame, tag="session.warning"):
+class SessionWarning(ServerFrame, frozen=True, tag="session.warning"):
     session_id: UUID
     ends_at: str
     seconds_left: int
     server_time: str
 
 
-class MechanicPresence(ServerFrame, tag="mechanic.presence"):
+class MechanicPresence(ServerFrame, frozen=True, tag="mechanic.presence"):
     mechanic_id: UUID
     presence: Literal["online", "offline", "unknown"]
     is_online: bool
@@ -336,7 +336,7 @@ class AdminSnapshot(Struct, frozen=True, kw_only=True):
     nodes: list[NodeState]
 
 
-class Welcome(ServerFrame, tag="welcome"):
+class Welcome(ServerFrame, frozen=True, tag="welcome"):
     user_id: UUID
     role: Role
     connection_id: UUID
@@ -346,20 +346,20 @@ class Welcome(ServerFrame, tag="welcome"):
     snapshot: MechanicSnapshot | CustomerSnapshot | WorkshopSnapshot | AdminSnapshot
 
 
-class Pong(ServerFrame, tag="pong"):
+class Pong(ServerFrame, frozen=True, tag="pong"):
     server_time: str
 
 
-class Ok(ServerFrame, tag="ok"):
+class Ok(ServerFrame, frozen=True, tag="ok"):
     pass
 
 
-class Error(ServerFrame, tag="error"):
+class Error(ServerFrame, frozen=True, tag="error"):
     code: ErrorCode
     message: str
 
 
-class Drain(ServerFrame, tag="drain"):
+class Drain(ServerFrame, frozen=True, tag="drain"):
     reconnect_after_ms: int
 
 

@@ -1,0 +1,719 @@
+-- Dispatch: the whole schema, from top to bottom. Applies to an empty database in one go.
+--
+-- Postgres holds what is true. Every change of a booking is one transaction that locks its rows in
+-- one order (request, session, mechanic, the rest) and judges deadlines after the lock by
+-- dispatch_now(). Invariants are constraints and partial unique indexes; the code only names them.
+-- Ids are UUIDs, times timestamptz, money integer cents with a currency.
+
+
+-- ---------------------------------------------------------------------------------------------
+-- Time
+-- ---------------------------------------------------------------------------------------------
+
+-- The one clock that judges deadlines. The setting dispatch.clock_offset moves it, so that a test
+-- passes hours without sleeping; a server refuses to start where it is set.
+CREATE FUNCTION dispatch_now() RETURNS timestamptz
+LANGUAGE sql VOLATILE PARALLEL SAFE AS $$
+    SELECT clock_timestamp()
+         + coalesce(nullif(current_setting('dispatch.clock_offset', true), '')::interval, interval '0')
+$$;
+
+
+-- ---------------------------------------------------------------------------------------------
+-- The cluster and its nodes
+-- ---------------------------------------------------------------------------------------------
+
+-- One row: who we are, so that two clusters can share a Redis without hearing each other.
+CREATE TABLE cluster (
+    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    id        uuid NOT NULL DEFAULT gen_random_uuid()
+);
+INSERT INTO cluster DEFAULT VALUES;
+
+CREATE TABLE nodes (
+    node_id     uuid PRIMARY KEY,
+    incarnation bigint NOT NULL,
+    pid         integer NOT NULL,
+    host        text NOT NULL,
+    clients     integer NOT NULL DEFAULT 0,
+    lag_ms      double precision NOT NULL DEFAULT 0,
+    lease_until timestamptz NOT NULL,
+    started_at  timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+
+-- ---------------------------------------------------------------------------------------------
+-- People and places
+-- ---------------------------------------------------------------------------------------------
+
+CREATE TABLE users (
+    id            uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    email         text NOT NULL CHECK (email LIKE '%_@_%' AND length(email) <= 254),
+    name          text NOT NULL CHECK (length(name) BETWEEN 1 AND 200),
+    password_hash text,
+    role          text NOT NULL CHECK (role IN ('customer', 'mechanic', 'workshop', 'admin')),
+    issuer        text,
+    subject       text,
+    token_epoch   integer NOT NULL DEFAULT 0,
+    disabled_at   timestamptz,
+    created_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CHECK ((issuer IS NULL) = (subject IS NULL))
+);
+CREATE UNIQUE INDEX users_email_key ON users (lower(email));
+CREATE UNIQUE INDEX users_identity_key ON users (issuer, subject) WHERE issuer IS NOT NULL;
+
+CREATE TABLE organizations (
+    id                          uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    organization_type           text NOT NULL DEFAULT 'workshop' CHECK (organization_type = 'workshop'),
+    name                        text NOT NULL CHECK (length(name) BETWEEN 1 AND 200),
+    email                       text NOT NULL,
+    status                      text NOT NULL DEFAULT 'pending'
+                                CHECK (status IN ('pending', 'active', 'suspended')),
+    stripe_connect_account_id   text,
+    stripe_onboarding_completed boolean NOT NULL DEFAULT false,
+    stripe_payouts_enabled      boolean NOT NULL DEFAULT false,
+    platform_fee_percentage     numeric(5, 2) NOT NULL DEFAULT 20
+                                CHECK (platform_fee_percentage BETWEEN 0 AND 100),
+    custom_fee_agreement        boolean NOT NULL DEFAULT false,
+    created_at                  timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+CREATE TABLE organization_members (
+    organization_id uuid NOT NULL REFERENCES organizations,
+    user_id         uuid NOT NULL UNIQUE REFERENCES users,
+    PRIMARY KEY (organization_id, user_id)
+);
+
+CREATE TABLE customers (
+    id         uuid PRIMARY KEY REFERENCES users,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+CREATE TABLE mechanics (
+    id                        uuid PRIMARY KEY REFERENCES users,
+    workshop_id               uuid REFERENCES organizations,
+    account_type              text NOT NULL DEFAULT 'independent'
+                              CHECK (account_type IN ('independent', 'workshop')),
+    invited_by                uuid REFERENCES users,
+    invite_accepted_at        timestamptz,
+    auto_approved             boolean NOT NULL DEFAULT false,
+    application_status        text NOT NULL DEFAULT 'pending'
+                              CHECK (application_status IN ('pending', 'approved', 'rejected')),
+    is_specialist             boolean NOT NULL DEFAULT false,
+    rating                    numeric(3, 2) CHECK (rating BETWEEN 1 AND 5),
+    available                 boolean NOT NULL DEFAULT true,
+    is_online                 boolean NOT NULL DEFAULT false,
+    last_seen                 timestamptz,
+    stripe_connect_account_id text,
+    stripe_payouts_enabled    boolean NOT NULL DEFAULT false,
+    deleted_at                timestamptz,
+    changed_at                timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CHECK ((account_type = 'workshop') = (workshop_id IS NOT NULL))
+);
+CREATE INDEX mechanics_workshop_id_idx ON mechanics (workshop_id);
+CREATE INDEX mechanics_changed_at_idx ON mechanics (changed_at);
+
+-- changed_at moves with every fact that routing uses, so that nodes find what a lost hint told them.
+CREATE FUNCTION mechanic_touch() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.changed_at := clock_timestamp();
+    RETURN NEW;
+END $$;
+CREATE TRIGGER mechanic_touch
+    BEFORE UPDATE OF workshop_id, application_status, is_specialist, available, deleted_at
+    ON mechanics FOR EACH ROW EXECUTE FUNCTION mechanic_touch();
+
+CREATE FUNCTION user_touch_mechanic() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE mechanics SET changed_at = clock_timestamp() WHERE id = NEW.id;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER user_touch_mechanic
+    AFTER UPDATE OF disabled_at ON users
+    FOR EACH ROW WHEN (NEW.role = 'mechanic') EXECUTE FUNCTION user_touch_mechanic();
+
+
+-- ---------------------------------------------------------------------------------------------
+-- What can be booked
+-- ---------------------------------------------------------------------------------------------
+
+CREATE TABLE plans (
+    code        text PRIMARY KEY,
+    name        text NOT NULL,
+    type        text NOT NULL CHECK (type IN ('chat', 'video', 'diagnostic')),
+    price_cents integer NOT NULL CHECK (price_cents >= 0),
+    currency    text NOT NULL CHECK (currency ~ '^[a-z]{3}$'),
+    minutes     integer NOT NULL CHECK (minutes > 0),
+    active      boolean NOT NULL DEFAULT true
+);
+INSERT INTO plans (code, name, type, price_cents, currency, minutes) VALUES
+    ('free',       'Free question',           'chat',          0, 'eur',  5),
+    ('trial',      'Trial chat',              'chat',        300, 'eur',  5),
+    ('trial-free', 'Free trial chat',         'chat',          0, 'eur',  5),
+    ('chat10',     'Chat, 10 minutes',        'chat',       1000, 'eur', 10),
+    ('video15',    'Video call, 15 minutes',  'video',      1500, 'eur', 15),
+    ('diagnostic', 'Diagnosis, 45 minutes',   'diagnostic', 4900, 'eur', 45),
+    ('standard',   'Video call, 30 minutes',  'video',      2900, 'eur', 30);
+
+CREATE TABLE slots (
+    id          uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    workshop_id uuid REFERENCES organizations,
+    starts_at   timestamptz NOT NULL,
+    ends_at     timestamptz NOT NULL,
+    capacity    integer NOT NULL CHECK (capacity > 0),
+    taken       integer NOT NULL DEFAULT 0,
+    CHECK (ends_at > starts_at),
+    CONSTRAINT slots_not_overfull CHECK (taken BETWEEN 0 AND capacity)
+);
+
+-- What the customer asked for, before money; the truth that a checkout is held against.
+CREATE TABLE intakes (
+    id                    uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    customer_id           uuid NOT NULL REFERENCES customers,
+    plan_code             text NOT NULL REFERENCES plans,
+    vehicle               text CHECK (length(vehicle) <= 200),
+    concern               text CHECK (length(concern) <= 2000),
+    urgent                boolean NOT NULL DEFAULT false,
+    is_specialist         boolean NOT NULL DEFAULT false,
+    routing_type          text NOT NULL DEFAULT 'broadcast' CHECK (routing_type IN
+                          ('broadcast', 'workshop_only', 'hybrid', 'priority_broadcast')),
+    workshop_id           uuid REFERENCES organizations,
+    preferred_mechanic_id uuid REFERENCES mechanics,
+    wait_for_preferred    boolean NOT NULL DEFAULT false,
+    slot_id               uuid REFERENCES slots,
+    created_at            timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CHECK (routing_type NOT IN ('workshop_only', 'hybrid') OR workshop_id IS NOT NULL),
+    CHECK (routing_type <> 'priority_broadcast' OR preferred_mechanic_id IS NOT NULL)
+);
+CREATE INDEX intakes_customer_id_idx ON intakes (customer_id);
+
+CREATE TABLE waivers (
+    intake_id uuid PRIMARY KEY REFERENCES intakes,
+    user_id   uuid NOT NULL REFERENCES users,
+    name      text NOT NULL CHECK (length(name) BETWEEN 1 AND 200),
+    version   text NOT NULL CHECK (length(version) BETWEEN 1 AND 50),
+    address   text NOT NULL,
+    signed_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+
+-- ---------------------------------------------------------------------------------------------
+-- Sessions and their dispatching
+-- ---------------------------------------------------------------------------------------------
+
+CREATE TABLE sessions (
+    id                    uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    customer_user_id      uuid NOT NULL REFERENCES customers,
+    mechanic_id           uuid REFERENCES mechanics,
+    mechanic_slot         integer CHECK (mechanic_slot >= 1),
+    type                  text NOT NULL CHECK (type IN ('chat', 'video', 'diagnostic')),
+    status                text NOT NULL CHECK (status IN ('scheduled', 'pending', 'accepted',
+                          'active', 'completed', 'cancelled', 'expired')),
+    plan                  text NOT NULL REFERENCES plans,
+    intake_id             uuid UNIQUE REFERENCES intakes,
+    slot_id               uuid REFERENCES slots,
+    stripe_session_id     text UNIQUE,
+    workshop_id           uuid REFERENCES organizations,
+    preferred_workshop_id uuid REFERENCES organizations,
+    metadata              jsonb NOT NULL DEFAULT '{}',
+    customer_joined_at    timestamptz,
+    mechanic_joined_at    timestamptz,
+    join_by               timestamptz,
+    started_at            timestamptz,
+    ends_at               timestamptz,
+    ended_by              uuid REFERENCES users,
+    version               integer NOT NULL DEFAULT 1,
+    created_at            timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CHECK (status NOT IN ('accepted', 'active') OR (mechanic_id IS NOT NULL AND mechanic_slot IS NOT NULL)),
+    CHECK (status <> 'active' OR (started_at IS NOT NULL AND ends_at IS NOT NULL))
+);
+-- S3: at most one live session a customer; a scheduled one is not live.
+CREATE UNIQUE INDEX sessions_one_live_per_customer
+    ON sessions (customer_user_id) WHERE status IN ('pending', 'accepted', 'active');
+-- Capacity is the number of slots: the backstop of accept_offer.
+CREATE UNIQUE INDEX sessions_mechanic_slot_key
+    ON sessions (mechanic_id, mechanic_slot) WHERE status IN ('accepted', 'active');
+CREATE INDEX sessions_customer_idx ON sessions (customer_user_id);
+CREATE INDEX sessions_mechanic_idx ON sessions (mechanic_id);
+CREATE INDEX sessions_workshop_id_idx ON sessions (workshop_id);
+CREATE INDEX sessions_preferred_workshop_idx ON sessions (preferred_workshop_id);
+
+CREATE TABLE session_participants (
+    session_id uuid NOT NULL REFERENCES sessions,
+    user_id    uuid NOT NULL REFERENCES users,
+    role       text NOT NULL CHECK (role IN ('customer', 'mechanic')),
+    joined_at  timestamptz,
+    PRIMARY KEY (session_id, user_id)
+);
+-- S6: exactly one mechanic in a session.
+CREATE UNIQUE INDEX session_participants_one_mechanic
+    ON session_participants (session_id) WHERE role = 'mechanic';
+
+CREATE TABLE session_requests (
+    id                      uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    session_id              uuid NOT NULL UNIQUE REFERENCES sessions,
+    offer_id                uuid NOT NULL UNIQUE,
+    customer_id             uuid NOT NULL REFERENCES customers,
+    session_type            text NOT NULL,
+    plan_code               text NOT NULL REFERENCES plans,
+    urgent                  boolean NOT NULL DEFAULT false,
+    is_specialist           boolean NOT NULL DEFAULT false,
+    routing_type            text NOT NULL CHECK (routing_type IN
+                            ('broadcast', 'workshop_only', 'hybrid', 'priority_broadcast')),
+    preferred_workshop_id   uuid REFERENCES organizations,
+    preferred_mechanic_id   uuid REFERENCES mechanics,
+    wait_for_preferred      boolean NOT NULL DEFAULT false,
+    priority_window_minutes integer,
+    excluded_mechanic_ids   uuid[] NOT NULL DEFAULT '{}',
+    status                  text NOT NULL CHECK (status IN
+                            ('scheduled', 'pending', 'accepted', 'completed', 'cancelled', 'expired')),
+    stage                   text CHECK (stage IN ('priority', 'preferred', 'open')),
+    generation              integer NOT NULL DEFAULT 1,
+    version                 integer NOT NULL DEFAULT 1,
+    attempt                 integer NOT NULL DEFAULT 1,
+    message                 text NOT NULL,
+    mechanic_id             uuid REFERENCES mechanics,
+    workshop_id             uuid REFERENCES organizations,
+    accept_id               uuid,
+    accepted_at             timestamptz,
+    priority_notified_at    timestamptz,
+    fallback_broadcast_at   timestamptz,
+    created_at              timestamptz NOT NULL,
+    opens_at                timestamptz NOT NULL,
+    stage_ends_at           timestamptz,
+    next_attempt_at         timestamptz,
+    expires_at              timestamptz NOT NULL,
+    warned_at               timestamptz,
+    -- The least of all deadlines of request and session; null when nothing is to happen by itself.
+    due_at                  timestamptz,
+    CHECK (routing_type NOT IN ('workshop_only', 'hybrid') OR preferred_workshop_id IS NOT NULL),
+    CHECK (routing_type <> 'priority_broadcast' OR preferred_mechanic_id IS NOT NULL),
+    CHECK ((status IN ('accepted', 'completed')) <= (mechanic_id IS NOT NULL)),
+    CHECK (status IN ('scheduled', 'pending') <= (mechanic_id IS NULL)),
+    CHECK (status = 'pending' OR stage IS NULL)
+);
+CREATE INDEX session_requests_due_idx ON session_requests (due_at) WHERE due_at IS NOT NULL;
+CREATE INDEX session_requests_live_idx ON session_requests (id) INCLUDE (version)
+    WHERE status IN ('scheduled', 'pending', 'accepted');
+CREATE INDEX session_requests_customer_idx ON session_requests (customer_id, created_at DESC);
+CREATE INDEX session_requests_workshop_id_idx ON session_requests (workshop_id);
+CREATE INDEX session_requests_preferred_workshop_idx ON session_requests (preferred_workshop_id);
+CREATE INDEX session_requests_routing_type_idx ON session_requests (routing_type);
+CREATE INDEX session_requests_preferred_mechanic_idx
+    ON session_requests (preferred_mechanic_id) WHERE stage = 'priority';
+
+-- One row a round: generation after generation of who was given the work.
+CREATE TABLE session_assignments (
+    offer_id    uuid PRIMARY KEY,
+    request_id  uuid NOT NULL REFERENCES session_requests,
+    session_id  uuid NOT NULL REFERENCES sessions,
+    generation  integer NOT NULL,
+    mechanic_id uuid REFERENCES mechanics,
+    status      text NOT NULL CHECK (status IN ('queued', 'assigned', 'released', 'completed')),
+    outcome     text CHECK (outcome IN ('taken', 'expired', 'cancelled')),
+    offered_at  timestamptz NOT NULL,
+    ended_at    timestamptz,
+    metadata    jsonb NOT NULL DEFAULT '{}',
+    UNIQUE (request_id, generation)
+);
+
+-- One row for a round and a mechanic who was asked by name or who acted; states never go back.
+CREATE TABLE offers (
+    request_id  uuid NOT NULL REFERENCES session_requests,
+    generation  integer NOT NULL,
+    mechanic_id uuid NOT NULL REFERENCES mechanics,
+    status      text NOT NULL CHECK (status IN
+                ('issued', 'seen', 'accepted', 'declined', 'expired', 'revoked')),
+    stage       text,
+    score       integer,
+    attempt     integer NOT NULL DEFAULT 1,
+    issued_at   timestamptz,
+    seen_at     timestamptz,
+    answered_at timestamptz,
+    reason      text,
+    PRIMARY KEY (request_id, generation, mechanic_id)
+);
+
+-- Verdicts that Postgres gave; the same accept_id gets the same one again.
+CREATE TABLE accepts (
+    mechanic_id uuid NOT NULL REFERENCES mechanics,
+    accept_id   uuid NOT NULL,
+    offer_id    uuid NOT NULL,
+    request_id  uuid NOT NULL REFERENCES session_requests,
+    session_id  uuid NOT NULL REFERENCES sessions,
+    generation  integer NOT NULL,
+    verdict     text NOT NULL CHECK (verdict IN ('won', 'lost')),
+    reason      text CHECK (reason IN ('taken', 'expired', 'cancelled', 'busy', 'unavailable', 'not_found')),
+    at          timestamptz NOT NULL,
+    PRIMARY KEY (mechanic_id, accept_id),
+    CHECK ((verdict = 'lost') = (reason IS NOT NULL))
+);
+
+-- The audit trail: what each node decided and saw, in batches. Append-only.
+CREATE TABLE routing_decisions (
+    request_id        uuid NOT NULL REFERENCES session_requests,
+    generation        integer NOT NULL,
+    stage             text NOT NULL,
+    node_id           uuid NOT NULL,
+    batch             bigint NOT NULL,
+    strategy          text NOT NULL,
+    mechanic_ids      uuid[] NOT NULL,
+    scores            integer[] NOT NULL,
+    sent_at           timestamptz[] NOT NULL,
+    excluded_ids      uuid[] NOT NULL,
+    excluded_reasons  text[] NOT NULL,
+    seen_mechanic_ids uuid[] NOT NULL,
+    seen_at           timestamptz[] NOT NULL,
+    at                timestamptz NOT NULL,
+    PRIMARY KEY (request_id, generation, stage, node_id, batch)
+);
+
+-- The history of a session, append-only.
+CREATE TABLE session_events (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    session_id uuid NOT NULL REFERENCES sessions,
+    type       text NOT NULL,
+    user_id    uuid REFERENCES users,
+    metadata   jsonb NOT NULL DEFAULT '{}',
+    at         timestamptz NOT NULL
+);
+CREATE INDEX session_events_session_idx ON session_events (session_id, id);
+
+CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION '% is append-only', TG_TABLE_NAME;
+END $$;
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON session_events
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON routing_decisions
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+
+
+-- ---------------------------------------------------------------------------------------------
+-- Money
+-- ---------------------------------------------------------------------------------------------
+
+CREATE TABLE payments (
+    id                uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    customer_id       uuid REFERENCES customers,
+    intake_id         uuid REFERENCES intakes,
+    plan_code         text REFERENCES plans,
+    session_id        uuid UNIQUE REFERENCES sessions,
+    stripe_session_id text UNIQUE,
+    payment_intent    text,
+    amount_cents      integer NOT NULL CHECK (amount_cents >= 0),
+    currency          text NOT NULL,
+    status            text NOT NULL DEFAULT 'created' CHECK (status IN ('created', 'paid', 'fulfilled',
+                      'held', 'refunding', 'refunded', 'expired', 'failed')),
+    checkout_url      text,
+    note              text,
+    created_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CHECK (status <> 'fulfilled' OR session_id IS NOT NULL)
+);
+CREATE INDEX payments_intake_idx ON payments (intake_id);
+
+CREATE TABLE stripe_events (
+    id          text PRIMARY KEY,
+    type        text NOT NULL,
+    received_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    outcome     text NOT NULL
+);
+
+-- Effects to be delivered outside the database, each once, by whichever node claims it.
+CREATE TABLE outbox (
+    id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    kind            text NOT NULL CHECK (kind IN ('refund')),
+    idempotency_key text NOT NULL UNIQUE,
+    payload         jsonb NOT NULL,
+    attempts        integer NOT NULL DEFAULT 0,
+    next_try_at     timestamptz NOT NULL,
+    done_at         timestamptz,
+    failed_at       timestamptz,
+    last_error      text,
+    created_at      timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX outbox_waiting_idx ON outbox (next_try_at) WHERE done_at IS NULL AND failed_at IS NULL;
+
+
+-- ---------------------------------------------------------------------------------------------
+-- Reading a booking
+-- ---------------------------------------------------------------------------------------------
+
+-- What routing must know about a mechanic (core.types.Candidate).
+CREATE VIEW candidates AS
+SELECT m.id AS mechanic_id,
+       m.workshop_id,
+       m.application_status = 'approved' AND m.deleted_at IS NULL AND u.disabled_at IS NULL AS approved,
+       m.available,
+       m.is_specialist,
+       (SELECT count(*)::int FROM sessions s
+         WHERE s.mechanic_id = m.id AND s.status IN ('accepted', 'active')) AS live_sessions,
+       m.changed_at
+  FROM mechanics m JOIN users u ON u.id = m.id;
+
+-- A booking as the core sees it: column for column core.types.Booking.
+CREATE VIEW booking_states AS
+SELECT r.id AS request_id, r.session_id, r.customer_id, r.offer_id, r.session_type, r.plan_code,
+       p.minutes, r.urgent, r.is_specialist, r.routing_type AS routing, r.preferred_workshop_id,
+       r.preferred_mechanic_id, r.wait_for_preferred,
+       EXISTS (SELECT 1 FROM waivers w WHERE w.intake_id = s.intake_id) AS waiver_signed,
+       r.excluded_mechanic_ids AS excluded, r.status, s.status AS session_status, r.stage,
+       r.generation, r.version, r.attempt, r.mechanic_id, r.accept_id, r.workshop_id,
+       s.customer_joined_at, s.mechanic_joined_at, r.created_at, r.opens_at,
+       slot.ends_at AS slot_ends_at, r.expires_at, r.accepted_at, r.stage_ends_at,
+       r.next_attempt_at, r.priority_notified_at, r.fallback_broadcast_at, s.join_by,
+       s.started_at, s.ends_at, r.warned_at, s.ended_by, r.message
+  FROM session_requests r
+  JOIN sessions s ON s.id = r.session_id
+  JOIN plans p ON p.code = r.plan_code
+  LEFT JOIN slots slot ON slot.id = s.slot_id;
+
+-- The same with what people see of it, as the JSON of hints.Entry.
+CREATE VIEW booking_entries AS
+SELECT b.request_id, b.session_id, b.customer_id, b.mechanic_id, b.status, b.version,
+       json_build_object(
+           'booking', row_to_json(b),
+           'display', json_build_object(
+               'customer_name', split_part(c.name, ' ', 1),
+               'vehicle', i.vehicle,
+               'concern', i.concern,
+               'mechanic_name', mu.name,
+               'mechanic_workshop_id', m.workshop_id,
+               'mechanic_rating', m.rating),
+           'paid', EXISTS (SELECT 1 FROM payments pay WHERE pay.session_id = b.session_id)
+       ) AS entry
+  FROM booking_states b
+  JOIN sessions s ON s.id = b.session_id
+  JOIN users c ON c.id = b.customer_id
+  LEFT JOIN intakes i ON i.id = s.intake_id
+  LEFT JOIN mechanics m ON m.id = b.mechanic_id
+  LEFT JOIN users mu ON mu.id = m.id;
+
+
+-- ---------------------------------------------------------------------------------------------
+-- Changing a booking
+-- ---------------------------------------------------------------------------------------------
+
+-- The one factory of sessions (S1): session, customer participant, queued assignment, request and
+-- a `created` event. A violation of sessions_one_live_per_customer or slots_not_overfull is the
+-- caller's to name; nothing is left behind.
+CREATE FUNCTION create_session(
+    p_intake_id uuid, p_stripe_session_id text, p_ttl interval, p_message text
+) RETURNS TABLE (session_id uuid, request_id uuid, session_type text, session_status text)
+LANGUAGE plpgsql AS $$
+DECLARE
+    i        intakes;
+    plan     plans;
+    slot     slots;
+    v_now    timestamptz := dispatch_now();
+    v_opens  timestamptz := v_now;
+    v_status text := 'pending';
+    v_offer  uuid := gen_random_uuid();
+BEGIN
+    SELECT * INTO STRICT i FROM intakes WHERE id = p_intake_id;
+    SELECT * INTO STRICT plan FROM plans WHERE code = i.plan_code;
+    IF i.slot_id IS NOT NULL THEN
+        UPDATE slots SET taken = taken + 1 WHERE id = i.slot_id RETURNING * INTO slot;
+        IF slot.starts_at > v_now THEN
+            v_opens := slot.starts_at;
+            v_status := 'scheduled';
+        END IF;
+    END IF;
+
+    INSERT INTO sessions (customer_user_id, type, status, plan, intake_id, slot_id,
+                          stripe_session_id, preferred_workshop_id, created_at)
+    VALUES (i.customer_id, plan.type, v_status, plan.code, i.id, i.slot_id,
+            p_stripe_session_id, i.workshop_id, v_now)
+    RETURNING id INTO session_id;
+
+    INSERT INTO session_participants (session_id, user_id, role)
+    VALUES (create_session.session_id, i.customer_id, 'customer');
+
+    INSERT INTO session_requests (session_id, offer_id, customer_id, session_type, plan_code, urgent,
+                                  is_specialist, routing_type, preferred_workshop_id,
+                                  preferred_mechanic_id, wait_for_preferred, status, message,
+                                  created_at, opens_at, expires_at, due_at)
+    VALUES (create_session.session_id, v_offer, i.customer_id, plan.type, plan.code, i.urgent,
+            i.is_specialist, i.routing_type, i.workshop_id, i.preferred_mechanic_id,
+            i.wait_for_preferred, v_status, p_message, v_now, v_opens, v_opens + p_ttl, v_opens)
+    RETURNING id INTO request_id;
+
+    INSERT INTO session_assignments (offer_id, request_id, session_id, generation, status, offered_at)
+    VALUES (v_offer, create_session.request_id, create_session.session_id, 1, 'queued', v_now);
+
+    INSERT INTO session_events (session_id, type, user_id, at)
+    VALUES (create_session.session_id, 'created', i.customer_id, v_now);
+
+    session_type := plan.type;
+    session_status := v_status;
+    RETURN NEXT;
+END $$;
+
+-- Locks request and session, in this order, and returns the booking as it is after the lock, with
+-- the time by which its deadlines are judged. No row: no such request.
+CREATE FUNCTION lock_booking(p_request_id uuid) RETURNS TABLE (entry json, now timestamptz)
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM 1 FROM session_requests r WHERE r.id = p_request_id FOR UPDATE;
+    PERFORM 1 FROM sessions s JOIN session_requests r ON r.session_id = s.id
+      WHERE r.id = p_request_id FOR UPDATE OF s;
+    RETURN QUERY SELECT e.entry, dispatch_now() FROM booking_entries e
+                  WHERE e.request_id = p_request_id;
+END $$;
+
+-- Writes a decided booking (the JSON of core.types.Booking) over the locked rows of version - 1 and
+-- returns the entry as every board will keep it. Raises when the version is not the next one: the
+-- caller did not hold the lock.
+CREATE FUNCTION save_booking(p_booking json, p_due_at timestamptz, p_window_minutes integer)
+RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    b booking_states := json_populate_record(NULL::booking_states, p_booking);
+BEGIN
+    UPDATE session_requests r
+       SET offer_id = b.offer_id, excluded_mechanic_ids = b.excluded, status = b.status,
+           stage = b.stage, generation = b.generation, version = b.version, attempt = b.attempt,
+           message = b.message, mechanic_id = b.mechanic_id, accept_id = b.accept_id,
+           accepted_at = b.accepted_at, priority_notified_at = b.priority_notified_at,
+           fallback_broadcast_at = b.fallback_broadcast_at, stage_ends_at = b.stage_ends_at,
+           next_attempt_at = b.next_attempt_at, expires_at = b.expires_at,
+           warned_at = b.warned_at, due_at = p_due_at,
+           priority_window_minutes = coalesce(p_window_minutes, r.priority_window_minutes)
+     WHERE r.id = b.request_id AND r.version = b.version - 1;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'request % is not at version %', b.request_id, b.version - 1;
+    END IF;
+    UPDATE sessions s
+       SET status = b.session_status, version = b.version, mechanic_id = b.mechanic_id,
+           mechanic_slot = CASE WHEN b.mechanic_id IS NOT NULL THEN s.mechanic_slot END,
+           workshop_id = (SELECT r.workshop_id FROM session_requests r WHERE r.id = b.request_id),
+           customer_joined_at = b.customer_joined_at, mechanic_joined_at = b.mechanic_joined_at,
+           join_by = b.join_by, started_at = b.started_at, ends_at = b.ends_at,
+           ended_by = b.ended_by
+     WHERE s.id = b.session_id;
+    DELETE FROM session_participants p
+     WHERE p.session_id = b.session_id AND p.role = 'mechanic'
+       AND p.user_id IS DISTINCT FROM b.mechanic_id;
+    UPDATE session_participants p
+       SET joined_at = CASE p.role WHEN 'customer' THEN b.customer_joined_at
+                                   ELSE b.mechanic_joined_at END
+     WHERE p.session_id = b.session_id;
+END $$;
+
+-- R7: the serving workshop is the winner's, whatever workshop was preferred.
+CREATE FUNCTION session_request_populate_workshop() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.workshop_id := (SELECT m.workshop_id FROM mechanics m WHERE m.id = NEW.mechanic_id);
+    UPDATE sessions SET workshop_id = NEW.workshop_id WHERE id = NEW.session_id;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER session_request_populate_workshop
+    BEFORE UPDATE OF mechanic_id ON session_requests
+    FOR EACH ROW WHEN (OLD.mechanic_id IS DISTINCT FROM NEW.mechanic_id)
+    EXECUTE FUNCTION session_request_populate_workshop();
+
+-- The judge (O1, O2): whether this mechanic gets this round. One winner a round, the same verdict
+-- for the same accept_id, nothing stored for a round that does not exist. Who was not meant gets
+-- `not_found`, the same as for an unknown round.
+--
+-- Returns verdict, reason, the request and session, and for a fresh win the entry for the boards.
+CREATE FUNCTION accept_offer(
+    p_offer_id uuid, p_mechanic_id uuid, p_accept_id uuid,
+    p_capacity integer, p_join interval, p_message text
+) RETURNS TABLE (verdict text, reason text, request_id uuid, session_id uuid, entry json)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    round_   session_assignments;
+    r        session_requests;
+    m        candidates;
+    prior    accepts;
+    v_slot   integer;
+    v_now    timestamptz;
+BEGIN
+    SELECT * INTO round_ FROM session_assignments a WHERE a.offer_id = p_offer_id;
+    IF NOT FOUND THEN
+        RETURN QUERY SELECT 'lost', 'not_found', NULL::uuid, NULL::uuid, NULL::json;
+        RETURN;
+    END IF;
+    SELECT * INTO r FROM session_requests WHERE id = round_.request_id FOR UPDATE;
+    v_now := dispatch_now();
+
+    SELECT * INTO prior FROM accepts a
+     WHERE a.mechanic_id = p_mechanic_id AND a.accept_id = p_accept_id;
+    IF FOUND THEN
+        IF prior.offer_id <> p_offer_id THEN  -- an accept_id belongs to one round
+            RETURN QUERY SELECT 'lost', 'not_found', NULL::uuid, NULL::uuid, NULL::json;
+        ELSE
+            RETURN QUERY SELECT prior.verdict, prior.reason, r.id, r.session_id, NULL::json;
+        END IF;
+        RETURN;
+    END IF;
+
+    verdict := 'lost';
+    request_id := r.id;
+    session_id := r.session_id;
+    SELECT * INTO round_ FROM session_assignments a WHERE a.offer_id = p_offer_id;
+    PERFORM 1 FROM mechanics WHERE id = p_mechanic_id FOR NO KEY UPDATE;
+    SELECT * INTO m FROM candidates c WHERE c.mechanic_id = p_mechanic_id;
+
+    IF r.offer_id <> p_offer_id THEN
+        reason := CASE WHEN round_.mechanic_id = p_mechanic_id THEN 'cancelled'
+                       ELSE coalesce(round_.outcome, 'taken') END;
+    ELSIF r.mechanic_id = p_mechanic_id THEN
+        verdict := 'won';
+        reason := NULL;
+    ELSIF r.status <> 'pending' THEN
+        reason := coalesce(round_.outcome, 'taken');
+    ELSIF r.expires_at <= v_now THEN
+        reason := 'expired';
+    ELSIF NOT coalesce(m.approved, false)
+       OR p_mechanic_id = ANY (r.excluded_mechanic_ids)
+       OR (r.is_specialist AND NOT m.is_specialist)
+       OR r.stage IS NULL
+       OR (r.stage = 'priority' AND p_mechanic_id IS DISTINCT FROM r.preferred_mechanic_id)
+       OR ((r.stage = 'preferred' OR r.routing_type = 'workshop_only')
+           AND m.workshop_id IS DISTINCT FROM r.preferred_workshop_id) THEN
+        reason := 'not_found';
+    ELSIF NOT m.available THEN
+        reason := 'unavailable';
+    ELSE
+        SELECT min(n) INTO v_slot FROM generate_series(1, p_capacity) n
+         WHERE NOT EXISTS (SELECT 1 FROM sessions s WHERE s.mechanic_id = p_mechanic_id
+                              AND s.mechanic_slot = n AND s.status IN ('accepted', 'active'));
+        IF v_slot IS NULL THEN
+            reason := 'busy';
+        ELSE
+            verdict := 'won';
+            reason := NULL;
+            UPDATE session_requests q
+               SET status = 'accepted', stage = NULL, stage_ends_at = NULL, next_attempt_at = NULL,
+                   mechanic_id = p_mechanic_id, accept_id = p_accept_id, accepted_at = v_now,
+                   version = q.version + 1, due_at = v_now + p_join, message = p_message
+             WHERE q.id = r.id;
+            UPDATE sessions s
+               SET status = 'accepted', mechanic_id = p_mechanic_id, mechanic_slot = v_slot,
+                   join_by = v_now + p_join, version = r.version + 1
+             WHERE s.id = r.session_id;
+            INSERT INTO session_participants (session_id, user_id, role)
+            VALUES (r.session_id, p_mechanic_id, 'mechanic');
+            UPDATE session_assignments a
+               SET status = 'assigned', outcome = 'taken', mechanic_id = p_mechanic_id, ended_at = v_now
+             WHERE a.offer_id = p_offer_id;
+            INSERT INTO session_events (session_id, type, user_id, at)
+            VALUES (r.session_id, 'accepted', p_mechanic_id, v_now);
+            SELECT e.entry INTO entry FROM booking_entries e WHERE e.request_id = r.id;
+        END IF;
+    END IF;
+
+    IF coalesce(reason, '') <> 'not_found' THEN
+        INSERT INTO accepts VALUES (p_mechanic_id, p_accept_id, p_offer_id, r.id, r.session_id,
+                                    round_.generation, verdict, reason, v_now);
+        INSERT INTO offers AS o (request_id, generation, mechanic_id, status, stage, answered_at, reason)
+        VALUES (r.id, round_.generation, p_mechanic_id,
+                CASE verdict WHEN 'won' THEN 'accepted' ELSE 'revoked' END, r.stage, v_now, reason)
+        ON CONFLICT ON CONSTRAINT offers_pkey DO UPDATE
+           SET status = excluded.status, answered_at = excluded.answered_at, reason = excluded.reason
+         WHERE o.status IN ('issued', 'seen');
+    END IF;
+    RETURN NEXT;
+END $$;
