@@ -561,11 +561,9 @@ BEGIN
                   WHERE e.request_id = p_request_id;
 END $$;
 
--- Writes a decided booking (the JSON of core.types.Booking) over the locked rows of version - 1 and
--- returns the entry as every board will keep it. Raises when the version is not the next one: the
--- caller did not hold the lock.
-CREATE FUNCTION save_booking(p_booking json, p_due_at timestamptz, p_window_minutes integer)
-RETURNS void LANGUAGE plpgsql AS $$
+-- Writes a decided booking (the JSON of core.types.Booking) over the locked rows of version - 1.
+-- Raises when the version is not the next one: the caller did not hold the lock.
+CREATE FUNCTION save_booking(p_booking json, p_due_at timestamptz) LANGUAGE plpgsql AS $$
 DECLARE
     b booking_states := json_populate_record(NULL::booking_states, p_booking);
 BEGIN
@@ -577,7 +575,10 @@ BEGIN
            fallback_broadcast_at = b.fallback_broadcast_at, stage_ends_at = b.stage_ends_at,
            next_attempt_at = b.next_attempt_at, expires_at = b.expires_at,
            warned_at = b.warned_at, due_at = p_due_at,
-           priority_window_minutes = coalesce(p_window_minutes, r.priority_window_minutes)
+           priority_window_minutes = CASE
+               WHEN b.stage = 'priority' THEN
+                   ceil(extract(epoch FROM b.stage_ends_at - b.priority_notified_at) / 60)
+               ELSE r.priority_window_minutes END
      WHERE r.id = b.request_id AND r.version = b.version - 1;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'request % is not at version %', b.request_id, b.version - 1;

@@ -389,8 +389,8 @@ class _Head(Struct):
     id: ShortText | None = None
 
 
-_decoder: Final = msgspec.json.Decoder(AnyClientFrame)
-_head_decoder: Final = msgspec.json.Decoder(_Head)
+_decoder: Final[msgspec.json.Decoder[AnyClientFrame]] = msgspec.json.Decoder(AnyClientFrame)
+_head_decoder: Final[msgspec.json.Decoder[AnyClientFrame]] = msgspec.json.Decoder(_Head)
 _encoder: Final = msgspec.json.Encoder(uuid_format="canonical")
 _KNOWN_TYPES: Final = frozenset(str(kind.__struct_config__.tag) for kind in SENDERS)
 

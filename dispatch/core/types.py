@@ -10,6 +10,7 @@ transaction, so the core sees them as one value.
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Literal
 from uuid import UUID
 
 from msgspec import Struct
@@ -48,7 +49,7 @@ class SessionStatus(StrEnum):
 
 
 class Stage(StrEnum):
-    """Who may take a pending request now: one favourite, the preferred workshop, the widest pool."""
+    """Who may take a pending request now: the favourite, the preferred workshop, or everyone."""
 
     PRIORITY = "priority"
     PREFERRED = "preferred"
@@ -139,7 +140,7 @@ class Booking(Struct, frozen=True, kw_only=True):
 
 
 class Candidate(Struct, frozen=True, kw_only=True):
-    """What routing must know about one mechanic; `live_sessions` counts accepted and active ones."""
+    """What routing must know about a mechanic; `live_sessions` are the accepted and active ones."""
 
     mechanic_id: UUID
     workshop_id: UUID | None
@@ -259,13 +260,17 @@ class Refund(Struct, frozen=True):
 
 
 class EndRound(Struct, frozen=True):
-    """The present round is over with this outcome: taken, expired, cancelled, released, completed."""
+    """The present round is over.
 
-    outcome: str
+    `outcome` is what its losers are told; `status` what became of the assignment.
+    """
+
+    outcome: Literal["taken", "expired", "cancelled"]
+    status: Literal["released", "completed"]
 
 
 class StartRound(Struct, frozen=True):
-    """A new round begins: a new `offer_id` for the next generation."""
+    """A new round begins: the shell draws a random `offer_id` for the new generation."""
 
 
 class Ask(Struct, frozen=True):
