@@ -563,7 +563,8 @@ END $$;
 
 -- Writes a decided booking (the JSON of core.types.Booking) over the locked rows of version - 1.
 -- Raises when the version is not the next one: the caller did not hold the lock.
-CREATE FUNCTION save_booking(p_booking json, p_due_at timestamptz) LANGUAGE plpgsql AS $$
+CREATE FUNCTION save_booking(p_booking json, p_due_at timestamptz) RETURNS void
+LANGUAGE plpgsql AS $$
 DECLARE
     b booking_states := json_populate_record(NULL::booking_states, p_booking);
 BEGIN

@@ -390,7 +390,7 @@ class _Head(Struct):
 
 
 _decoder: Final[msgspec.json.Decoder[AnyClientFrame]] = msgspec.json.Decoder(AnyClientFrame)
-_head_decoder: Final[msgspec.json.Decoder[AnyClientFrame]] = msgspec.json.Decoder(_Head)
+_head_decoder: Final = msgspec.json.Decoder(_Head)
 _encoder: Final = msgspec.json.Encoder(uuid_format="canonical")
 _KNOWN_TYPES: Final = frozenset(str(kind.__struct_config__.tag) for kind in SENDERS)
 
