@@ -1,0 +1,205 @@
+"""Fan-out: one message to N idle sockets, per candidate, in turns with the yardstick.
+
+Both stand side by side, connected, and publish alternately; each of a candidate's rounds is divided
+by the mean of the yardstick's round just before and just after it, since the speed of a machine
+that is shared with others changes within seconds.
+
+Imports `candidates`, `load` and `machine`. Raises LoadError when a delivery is missing.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+from bench import machine
+from bench.candidates import Candidate, Running
+from bench.load import LoadClient, load_client
+
+WARM_UP_ROUNDS = 2
+IDLE_SECONDS = 1.0
+TRAIL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Connected:
+    """A candidate with its clients connected, and what that took."""
+
+    name: str
+    server: Running
+    client: LoadClient
+    connects_per_second: float
+    kib_per_idle_socket: float
+    idle_rate: float
+    """The share of a core that the server uses with nothing to publish."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One publication. CPU times are the server's, per delivery.
+
+    `cost_us` runs from just before the publication to the last delivery; `settled_cost_us` also
+    counts what the server does in the half second after it, less what it does when idle.
+    """
+
+    cost_us: float
+    settled_cost_us: float
+    withdraw_cost_us: float
+    deliveries_per_second: float
+    publish_to_first_ms: float
+    publish_to_last_ms: float
+    client_busy: float
+    payload_bytes: int
+
+
+@dataclass(frozen=True)
+class FanOut:
+    """Medians over the rounds of one candidate with one number of sockets.
+
+    The ratios compare with the yardstick's `cost_us`; `withdraw_*` is 0 where nothing is withdrawn.
+    """
+
+    name: str
+    sockets: int
+    rounds: int
+    payload_bytes: int
+    cost_over_raw: float
+    settled_over_raw: float
+    withdraw_over_raw: float
+    cost_us: float
+    deliveries_per_second: float
+    publish_to_first_ms: float
+    publish_to_last_ms: float
+    kib_per_idle_socket: float
+    connects_per_second: float
+    client_busy: float
+
+
+def compare(
+    yardstick: Candidate,
+    candidates: Sequence[Candidate],
+    sockets: int,
+    rounds: int,
+    say: Callable[[str], None],
+) -> list[FanOut]:
+    """The yardstick's row, of all its rounds, then one per candidate."""
+    yards: list[Round] = []
+    rows = []
+    with connected(yardstick, sockets) as yard:
+        for candidate in candidates:
+            with connected(candidate, sockets) as other:
+                around, seen = _alternate(yard, other, rounds)
+            yards += around
+            rows.append(_summary(other, seen, [_mean_cost(pair) for pair in pairwise(around)]))
+            say(_sentence(rows[-1]))
+        return [_summary(yard, yards, [one.cost_us for one in yards]), *rows]
+
+
+@contextmanager
+def connected(candidate: Candidate, sockets: int) -> Iterator[Connected]:
+    """Starts a candidate and its clients, and watches them idle for a second."""
+    with (
+        candidate.serve(sockets) as server,
+        load_client(server.port, sockets, server.tokens, server.ready) as client,
+    ):
+        empty_bytes = machine.rss_bytes(server.pid)
+        opened = client.connect()
+        before_ns = machine.cpu_ns(server.pid)
+        time.sleep(IDLE_SECONDS)
+        yield Connected(
+            candidate.name,
+            server,
+            client,
+            connects_per_second=sockets / opened.seconds,
+            kib_per_idle_socket=(machine.rss_bytes(server.pid) - empty_bytes) / 1024 / sockets,
+            idle_rate=(machine.cpu_ns(server.pid) - before_ns) / 1e9 / IDLE_SECONDS,
+        )
+
+
+def _alternate(yard: Connected, other: Connected, rounds: int) -> tuple[list[Round], list[Round]]:
+    """`rounds` of the candidate, with one more of the yardstick around them."""
+    for _ in range(WARM_UP_ROUNDS):
+        publish(yard)
+        publish(other)
+    around, seen = [publish(yard)], []
+    for _ in range(rounds):
+        seen.append(publish(other))
+        around.append(publish(yard))
+    return around, seen
+
+
+def publish(to: Connected) -> Round:
+    """Publishes once, waits for every delivery, and withdraws it where that can be done."""
+    server, client = to.server, to.client
+    client.expect(client.sockets, server.marker)
+    before_ns, published_ns = machine.cpu_ns(server.pid), time.monotonic_ns()
+    server.publish()
+    offered = client.counted()
+    cost_ns = machine.cpu_ns(server.pid) - before_ns
+    time.sleep(TRAIL_SECONDS)
+    idle_ns = to.idle_rate * (time.monotonic_ns() - published_ns)
+    settled_ns = machine.cpu_ns(server.pid) - before_ns - idle_ns
+    return Round(
+        cost_us=cost_ns / 1e3 / client.sockets,
+        settled_cost_us=settled_ns / 1e3 / client.sockets,
+        withdraw_cost_us=_withdraw(server, client) / 1e3 / client.sockets,
+        deliveries_per_second=offered.done / max(offered.spread_seconds, 1e-9),
+        publish_to_first_ms=(offered.first_ns - published_ns) / 1e6,
+        publish_to_last_ms=(offered.last_ns - published_ns) / 1e6,
+        client_busy=offered.busy,
+        payload_bytes=offered.payload_bytes,
+    )
+
+
+def _withdraw(server: Running, client: LoadClient) -> int:
+    """The server's CPU time in ns until the last connection has heard of it."""
+    if not server.withdraw:
+        return 0
+    client.expect(client.sockets, server.withdraw_marker)
+    before_ns = machine.cpu_ns(server.pid)
+    server.withdraw()
+    client.counted()
+    cost_ns = machine.cpu_ns(server.pid) - before_ns
+    time.sleep(TRAIL_SECONDS)
+    return cost_ns
+
+
+def _mean_cost(rounds: Sequence[Round]) -> float:
+    return statistics.mean(one.cost_us for one in rounds)
+
+
+def _summary(of: Connected, rounds: Sequence[Round], yard_us: Sequence[float]) -> FanOut:
+    """One row; `yard_us` is the yardstick's cost beside each of the rounds."""
+
+    def median(read: Callable[[Round], float]) -> float:
+        return statistics.median(map(read, rounds))
+
+    def ratio(read: Callable[[Round], float]) -> float:
+        pairs = zip(rounds, yard_us, strict=True)
+        return statistics.median(read(one) / beside for one, beside in pairs)
+
+    return FanOut(
+        name=of.name,
+        sockets=of.client.sockets,
+        rounds=len(rounds),
+        payload_bytes=rounds[-1].payload_bytes,
+        cost_over_raw=ratio(lambda one: one.cost_us),
+        settled_over_raw=ratio(lambda one: one.settled_cost_us),
+        withdraw_over_raw=ratio(lambda one: one.withdraw_cost_us),
+        cost_us=median(lambda one: one.cost_us),
+        deliveries_per_second=median(lambda one: one.deliveries_per_second),
+        publish_to_first_ms=median(lambda one: one.publish_to_first_ms),
+        publish_to_last_ms=median(lambda one: one.publish_to_last_ms),
+        kib_per_idle_socket=of.kib_per_idle_socket,
+        connects_per_second=of.connects_per_second,
+        client_busy=median(lambda one: one.client_busy),
+    )
+
+
+def _sentence(row: FanOut) -> str:
+    return (
+        f"{row.name}, {row.sockets} sockets: {row.cost_us:.2f} µs per delivery, "
+        f"{row.cost_over_raw:.2f} times raw, last after {row.publish_to_last_ms:.0f} ms"
+    )
