@@ -1,0 +1,144 @@
+"""Real servers for every test: one Postgres and one Valkey a session, one fresh database a test.
+
+They are the embedded ones, without fsync; or those that DISPATCH_TEST_DATABASE_URL (of a user who
+may create databases) and DISPATCH_TEST_REDIS_URL name. Fixtures, from the ground up:
+
+    servers        Servers(database_url, redis_url), for the session
+    database_url   a database of its own for this test, with the whole schema, dropped afterwards
+    redis_url      the Redis, emptied after this test
+    make_config    make_config(**overrides) -> Config for that database and Redis
+    config         make_config()
+"""
+
+import asyncio
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+import redis
+import uvloop
+
+from dispatch.config import Config, load
+from dispatch.embedded import Embedded
+from dispatch.migrate import migrate
+from tests.support import JWT_SECRET, STRIPE_SECRET_KEY, STRIPE_WEBHOOK_SECRET
+
+MakeConfig = Callable[..., Config]
+
+# Short where a test would wait for it, long where it would get in a test's way.
+TEST_SECONDS = {
+    "priority_window_seconds": 5.0,
+    "wait_window_seconds": 10.0,
+    "head_start_seconds": 0.3,
+    "offer_retry_seconds": 0.3,
+    "request_ttl_seconds": 60.0,
+    "presence_grace_seconds": 0.2,
+    "node_lease_seconds": 1.0,
+    "sweep_seconds": 0.05,
+    "join_seconds": 30.0,
+    "plan_minute_seconds": 1.0,
+    "warning_seconds": 1.0,
+    "drain_seconds": 2.0,
+}
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Where the session's Postgres and Redis are."""
+
+    database_url: str
+    redis_url: str
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Tests run on the event loop that the server runs on."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    database_url = os.environ.get("DISPATCH_TEST_DATABASE_URL")
+    redis_url = os.environ.get("DISPATCH_TEST_REDIS_URL")
+    if database_url and redis_url:
+        yield Servers(database_url, redis_url)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="dispatch-tests-"))
+    embedded = Embedded.start(folder, durable=False)
+    try:
+        yield Servers(embedded.values["database_url"], embedded.values["redis_url"])
+    finally:
+        embedded.stop()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def template(servers: Servers) -> Iterator[str]:
+    """The name of a database with the whole schema, to be copied."""
+    name = f"dispatch_template_{uuid.uuid4().hex}"
+    _execute(servers.database_url, f"CREATE DATABASE {name}")
+    asyncio.run(migrate(_named(servers.database_url, name)))
+    yield name
+    _execute(servers.database_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database_url(servers: Servers, template: str) -> Iterator[str]:
+    name = f"dispatch_test_{uuid.uuid4().hex}"
+    _execute(servers.database_url, f"CREATE DATABASE {name} TEMPLATE {template}")
+    url = _named(servers.database_url, name)
+    # The copy would be the same cluster in Redis as every other test's.
+    _execute(url, "UPDATE cluster SET id = gen_random_uuid()")
+    yield url
+    _execute(servers.database_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def redis_url(servers: Servers) -> Iterator[str]:
+    yield servers.redis_url
+    with redis.Redis.from_url(servers.redis_url) as client:
+        client.flushdb()
+
+
+@pytest.fixture
+def make_config(database_url: str, redis_url: str) -> MakeConfig:
+    def make(**overrides: object) -> Config:
+        environ = {
+            "DATABASE_URL": database_url,
+            "REDIS_URL": redis_url,
+            "DISPATCH_PORT": "0",
+            "DISPATCH_JWT_SECRET": JWT_SECRET,
+            "STRIPE_SECRET_KEY": STRIPE_SECRET_KEY,
+            "STRIPE_WEBHOOK_SECRET": STRIPE_WEBHOOK_SECRET,
+        }
+        return replace(load(environ), **TEST_SECONDS | overrides)  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def config(make_config: MakeConfig) -> Config:
+    return make_config()
+
+
+def _named(database_url: str, name: str) -> str:
+    return urlsplit(database_url)._replace(path=f"/{name}").geturl()
+
+
+def _execute(database_url: str, sql: str) -> None:
+    async def run() -> None:
+        connection = await asyncpg.connect(database_url)
+        try:
+            await connection.execute(sql)
+        finally:
+            await connection.close()
+
+    asyncio.run(run())
