@@ -31,6 +31,7 @@ body { margin: 0; min-height: 100vh; display: grid; place-items: center; padding
 main { width: 100%; max-width: 26rem; background: var(--paper); border: 1px solid var(--line);
   border-radius: 14px; padding: 2rem; box-shadow: 0 12px 32px rgb(15 21 35 / .08); }
 h1 { margin: 0; font-size: 1rem; font-weight: 500; color: var(--soft); overflow-wrap: anywhere; }
+h1.said { margin-bottom: .5rem; font-size: 1.25rem; font-weight: 650; color: var(--ink); }
 .total { margin: .25rem 0 1.5rem; font-size: 2.5rem; font-weight: 650; line-height: 1.2;
   font-variant-numeric: tabular-nums; }
 dl { margin: 0 0 1.5rem; padding: 1rem 0; border-block: 1px solid var(--line); display: grid;
@@ -108,7 +109,8 @@ def _form(session: Session, action: str, label: str, style: str) -> str:
 def message(title: str, text: str, back_url: str | None = None) -> str:
     """A page that only says something, with a way back where there is one."""
     back = f'<a class="back" href="{escape(back_url)}">Go back</a>' if back_url else ""
-    return _page(title, f"<h1>{escape(title)}</h1><p>{escape(text)}</p>{back}")
+    said = f'<h1 class="said">{escape(title)}</h1><p>{escape(text)}</p>'
+    return _page(title, said + back)
 
 
 def _page(title: str, content: str) -> str:
