@@ -1,0 +1,266 @@
+"""Who somebody is: our own tokens, passwords, and how often a log-in may be tried.
+
+Its one job: turn a token or a password into an identity, or refuse without saying why. May import
+`core`, `errors` and `queries`. Every refusal is the same `NotAuthenticated`, whether the token is
+forged, expired or revoked, and the same for an unknown e-mail and a wrong password. Fails with
+`Unavailable` when Postgres does not answer: nobody is let in on a guess.
+
+Tokens are HS256 only, with every claim required. The clocks of two nodes may differ by
+CLOCK_SKEW_SECONDS, so a token may look that much younger than now; it never lives past its `exp`.
+"""
+
+import asyncio
+import base64
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Final
+from uuid import UUID
+
+import argon2
+import asyncpg
+import jwt
+import msgspec
+from msgspec import Struct
+
+from dispatch import queries
+from dispatch.core.types import Role
+from dispatch.errors import NotAuthenticated, RateLimited, Unavailable
+
+ISSUER: Final = "dispatch"
+AUDIENCE: Final = "dispatch"
+ALGORITHM: Final = "HS256"
+MIN_SECRET_BYTES: Final = 32
+MAX_TOKEN_CHARS: Final = 8192
+CLOCK_SKEW_SECONDS: Final = 10
+POSTGRES_SECONDS: Final = 5
+
+_REFUSED: Final = "not authenticated: the token is missing, wrong, expired or revoked"
+_QUERIES: Final = queries.load("people")
+
+
+@contextmanager
+def postgres_needed() -> Iterator[None]:
+    """Raises Unavailable when Postgres is away, for whatever reason; a bug stays what it is."""
+    try:
+        yield
+    except (
+        OSError,
+        TimeoutError,
+        asyncpg.PostgresConnectionError,
+        asyncpg.InterfaceError,
+        asyncpg.InsufficientResourcesError,
+        asyncpg.OperatorInterventionError,
+    ) as error:
+        raise Unavailable("the database does not answer; try again later") from error
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+
+class Identity(Struct, frozen=True):
+    """Who a token speaks for. `expires_at` is in seconds since the epoch, as `time.time()`."""
+
+    user_id: UUID
+    role: Role
+    epoch: int
+    expires_at: float
+
+
+class _Claims(Struct, frozen=True):
+    """The shape of what we sign; PyJWT checks who, for whom and when."""
+
+    sub: UUID
+    role: Role
+    epoch: int
+    exp: float
+
+
+def issue_token(secret: str, user_id: UUID, role: str, epoch: int, ttl_seconds: float) -> str:
+    """A signed token for `ttl_seconds` from now. `epoch` is the user's `token_epoch`."""
+    assert len(secret.encode()) >= MIN_SECRET_BYTES, "the configuration checks the secret's length"
+    now = time.time()
+    claims = {
+        "iss": ISSUER,
+        "aud": AUDIENCE,
+        "sub": str(user_id),
+        "role": str(Role(role)),
+        "epoch": epoch,
+        "iat": now,
+        "exp": now + ttl_seconds,
+    }
+    return jwt.encode(claims, secret, algorithm=ALGORITHM)
+
+
+def verify_token(secret: str, token: str) -> Identity:
+    """What the token says, without asking whether it was revoked. Raises NotAuthenticated."""
+    if len(token) > MAX_TOKEN_CHARS:
+        raise NotAuthenticated(_REFUSED)
+    try:
+        signed = jwt.decode(
+            token,
+            secret,
+            algorithms=[ALGORITHM],
+            audience=AUDIENCE,
+            issuer=ISSUER,
+            leeway=CLOCK_SKEW_SECONDS,
+            options={
+                "require": ["iss", "aud", "sub", "role", "epoch", "iat", "exp"],
+                "strict_aud": True,
+                "enforce_minimum_key_length": True,
+            },
+        )
+        claims = msgspec.convert(signed, _Claims)
+    except (jwt.PyJWTError, ValueError):  # msgspec's errors are ValueErrors
+        raise NotAuthenticated(_REFUSED) from None
+    if claims.exp <= time.time():  # the leeway above is for clocks that lag, not for old tokens
+        raise NotAuthenticated(_REFUSED)
+    return Identity(claims.sub, claims.role, claims.epoch, claims.exp)
+
+
+# --- whether a token still counts -----------------------------------------------------------------
+
+
+class _Account(Struct, frozen=True):
+    """What a user's row says about her tokens."""
+
+    role: str
+    token_epoch: int
+    disabled: bool
+
+
+class Authenticator:
+    """Verifies tokens against the secret and the users' rows."""
+
+    def __init__(self, secret: str, pool: asyncpg.Pool) -> None:
+        self._secret = secret
+        self._accounts = _Accounts(pool)
+
+    async def authenticate(self, token: str) -> Identity:
+        """Who holds this token. Raises NotAuthenticated, or Unavailable when Postgres is away.
+
+        The row is read after the call, so a token that was revoked before it is always refused.
+        """
+        identity = verify_token(self._secret, token)
+        account = await self._accounts.get(identity.user_id)
+        if (
+            account is None
+            or account.disabled
+            or account.role != identity.role
+            or account.token_epoch > identity.epoch
+        ):
+            raise NotAuthenticated(_REFUSED)
+        return identity
+
+
+class _Accounts:
+    """Reads users' rows: one query at a time, for all who asked since the last one was sent.
+
+    So 10,000 people who connect at once cost a few queries, and one alone waits for nobody.
+    """
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+        self._one_query = asyncio.Lock()
+        self._wanted: set[UUID] = set()
+        self._next: asyncio.Task[Mapping[UUID, _Account]] | None = None
+        self._tasks: set[asyncio.Task[Mapping[UUID, _Account]]] = set()
+
+    async def get(self, user_id: UUID) -> _Account | None:
+        """The user's row as it is now, or None. Raises Unavailable."""
+        self._wanted.add(user_id)
+        if self._next is None:
+            self._next = asyncio.create_task(self._read(), name="read-accounts")
+            self._tasks.add(self._next)
+            self._next.add_done_callback(self._tasks.discard)
+        accounts = await asyncio.shield(self._next)  # one who gives up takes nobody along
+        return accounts.get(user_id)
+
+    async def _read(self) -> Mapping[UUID, _Account]:
+        async with self._one_query:
+            wanted, self._wanted, self._next = self._wanted, set(), None
+            with postgres_needed():
+                async with asyncio.timeout(POSTGRES_SECONDS):
+                    rows = await self._pool.fetch(_QUERIES["accounts"], list(wanted))
+        return {
+            row["id"]: _Account(row["role"], row["token_epoch"], row["disabled"]) for row in rows
+        }
+
+
+# --- passwords ------------------------------------------------------------------------------------
+
+# OWASP's least for argon2id: 19 MiB, two passes, one lane.
+_HASHER: Final = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
+# Two at a time: the rest of the machine's cores and 19 MiB each are for the sockets.
+_THREADS: Final = ThreadPoolExecutor(max_workers=2, thread_name_prefix="argon2")
+
+
+def _hash_of_nothing() -> str:
+    """A hash with today's parameters that no known password has: it costs as much to verify."""
+
+    def encoded(length: int) -> str:
+        return base64.b64encode(bytes(length)).decode().rstrip("=")
+
+    cost = f"m={_HASHER.memory_cost},t={_HASHER.time_cost},p={_HASHER.parallelism}"
+    return f"$argon2id$v=19${cost}${encoded(_HASHER.salt_len)}${encoded(_HASHER.hash_len)}"
+
+
+_NOBODY: Final = _hash_of_nothing()
+
+
+async def hash_password(password: str) -> str:
+    """The argon2id hash to be stored; takes tens of milliseconds, in a thread."""
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, _HASHER.hash, password)
+
+
+async def password_matches(password_hash: str | None, password: str) -> bool:
+    """Whether this is the password. None (nobody, or no password) takes as long and is False."""
+    return await asyncio.get_running_loop().run_in_executor(
+        _THREADS, _matches, password_hash or _NOBODY, password
+    )
+
+
+def _matches(password_hash: str, password: str) -> bool:
+    try:
+        return _HASHER.verify(password_hash, password) and password_hash is not _NOBODY
+    except argon2.exceptions.VerifyMismatchError:
+        return False
+
+
+# --- how often ------------------------------------------------------------------------------------
+
+MAX_TRACKED_EMAILS: Final = 100_000
+
+
+class LoginLimiter:
+    """At most `per_minute` log-ins at once for an e-mail, then one each time a share has passed.
+
+    0 switches it off. In memory of this node and bounded: with MAX_TRACKED_EMAILS in use, the one
+    tried longest ago is forgotten.
+    """
+
+    def __init__(self, per_minute: float) -> None:
+        self._share_seconds = 60 / per_minute if per_minute else 0.0
+        self._ahead_seconds = max(60 - self._share_seconds, 0.0) + 1e-6  # sums of floats
+        # e-mail -> when all of its past log-ins are paid for; the least recent first.
+        self._paid_at: OrderedDict[str, float] = OrderedDict()
+
+    def check(self, email: str, now_seconds: float) -> None:
+        """Count one log-in at `now_seconds` (monotonic). Raises RateLimited; that one is free."""
+        if not self._share_seconds:
+            return
+        paid_at = max(self._paid_at.get(email, now_seconds), now_seconds)
+        if paid_at > now_seconds + self._ahead_seconds:
+            raise RateLimited("too many log-ins for this e-mail; try again in a minute")
+        self._paid_at[email] = paid_at + self._share_seconds
+        self._paid_at.move_to_end(email)
+        self._forget(now_seconds)
+
+    def _forget(self, now_seconds: float) -> None:
+        while (
+            len(self._paid_at) > MAX_TRACKED_EMAILS
+            or next(iter(self._paid_at.values())) <= now_seconds
+        ):
+            self._paid_at.popitem(last=False)
