@@ -66,9 +66,12 @@ async def transaction(pool: Pool) -> AsyncIterator[Connection]:
     Leaving the block normally commits. A commit whose reply is lost is `Unavailable` too: the
     caller does not know, and whoever asks again finds out from the rows.
     """
-    async with unavailable_when_lost(), pool.acquire(timeout=5.0) as connection:
-        async with connection.transaction():
-            yield connection
+    async with (
+        unavailable_when_lost(),
+        pool.acquire(timeout=5.0) as connection,
+        connection.transaction(),
+    ):
+        yield connection
 
 
 async def close_pool(pool: Pool) -> None:
