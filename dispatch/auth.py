@@ -13,10 +13,10 @@ import asyncio
 import base64
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Final
+from contextlib import asynccontextmanager
+from typing import Final, TypeVar
 from uuid import UUID
 
 import argon2
@@ -37,15 +37,18 @@ MAX_TOKEN_CHARS: Final = 8192
 CLOCK_SKEW_SECONDS: Final = 10
 POSTGRES_SECONDS: Final = 5
 
+T = TypeVar("T")
+
 _REFUSED: Final = "not authenticated: the token is missing, wrong, expired or revoked"
 _QUERIES: Final = queries.load("people")
 
 
-@contextmanager
-def postgres_needed() -> Iterator[None]:
-    """Raises Unavailable when Postgres is away, for whatever reason; a bug stays what it is."""
+@asynccontextmanager
+async def postgres_needed(seconds: float = POSTGRES_SECONDS) -> AsyncIterator[None]:
+    """Raises Unavailable when Postgres is away or takes longer; a bug stays what it is."""
     try:
-        yield
+        async with asyncio.timeout(seconds):
+            yield
     except (
         OSError,
         TimeoutError,
@@ -181,9 +184,8 @@ class _Accounts:
     async def _read(self) -> Mapping[UUID, _Account]:
         async with self._one_query:
             wanted, self._wanted, self._next = self._wanted, set(), None
-            with postgres_needed():
-                async with asyncio.timeout(POSTGRES_SECONDS):
-                    rows = await self._pool.fetch(_QUERIES["accounts"], list(wanted))
+            async with postgres_needed():
+                rows = await self._pool.fetch(_QUERIES["accounts"], list(wanted))
         return {
             row["id"]: _Account(row["role"], row["token_epoch"], row["disabled"]) for row in rows
         }
@@ -193,8 +195,8 @@ class _Accounts:
 
 # OWASP's least for argon2id: 19 MiB, two passes, one lane.
 _HASHER: Final = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
-# Two at a time: the rest of the machine's cores and 19 MiB each are for the sockets.
-_THREADS: Final = ThreadPoolExecutor(max_workers=2, thread_name_prefix="argon2")
+HASHING_AT_ONCE: Final = 2
+MAX_HASHES_IN_LINE: Final = 1000
 
 
 def _hash_of_nothing() -> str:
@@ -210,21 +212,46 @@ def _hash_of_nothing() -> str:
 _NOBODY: Final = _hash_of_nothing()
 
 
+class _Threads:
+    """A few threads for argon2, so that log-ins leave the cores to the sockets; a bounded line."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(HASHING_AT_ONCE, thread_name_prefix="argon2")
+        self._in_line = 0
+
+    async def run(self, function: Callable[..., T], *args: str) -> T:
+        if self._in_line >= MAX_HASHES_IN_LINE:
+            raise Unavailable("too many people are logging in; try again in a few seconds")
+        self._in_line += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
+        finally:
+            self._in_line -= 1
+
+
+_threads: Final = _Threads()
+
+
 async def hash_password(password: str) -> str:
-    """The argon2id hash to be stored; takes tens of milliseconds, in a thread."""
-    return await asyncio.get_running_loop().run_in_executor(_THREADS, _HASHER.hash, password)
+    """The argon2id hash to be stored. Takes tens of milliseconds of a thread, some MiB.
+
+    Raises Unavailable when MAX_HASHES_IN_LINE are waiting.
+    """
+    return await _threads.run(_HASHER.hash, password)
 
 
 async def password_matches(password_hash: str | None, password: str) -> bool:
-    """Whether this is the password. None (nobody, or no password) takes as long and is False."""
-    return await asyncio.get_running_loop().run_in_executor(
-        _THREADS, _matches, password_hash or _NOBODY, password
-    )
+    """Whether this is the password. None (nobody, or no password) takes as long and is False.
+
+    Raises Unavailable when MAX_HASHES_IN_LINE are waiting.
+    """
+    matches = await _threads.run(_matches, password_hash or _NOBODY, password)
+    return matches and password_hash is not None
 
 
 def _matches(password_hash: str, password: str) -> bool:
     try:
-        return _HASHER.verify(password_hash, password) and password_hash is not _NOBODY
+        return _HASHER.verify(password_hash, password)
     except argon2.exceptions.VerifyMismatchError:
         return False
 

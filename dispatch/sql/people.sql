@@ -1,5 +1,37 @@
+-- The rows of users, customers and mechanics as auth.py and people.py read and write them.
+
 -- name: accounts
 -- What decides whether tokens still count, for many users at once. Unknown ids have no row.
 SELECT id, role, token_epoch, disabled_at IS NOT NULL AS disabled
   FROM users
  WHERE id = ANY ($1::uuid[]);
+
+-- name: user_by_email
+-- Who logs in with this e-mail (lower case): one row or none.
+SELECT id, role, password_hash, token_epoch, disabled_at IS NOT NULL AS disabled
+  FROM users
+ WHERE lower(email) = $1;
+
+-- name: raise_token_epoch
+-- Revokes every token of a user; gives the new epoch.
+UPDATE users SET token_epoch = token_epoch + 1 WHERE id = $1 RETURNING token_epoch;
+
+-- name: create_customer
+-- Name, e-mail, password hash. Gives the id; users_email_key when the e-mail is taken.
+WITH person AS (
+    INSERT INTO users (name, email, password_hash, role) VALUES ($1, $2, $3, 'customer')
+    RETURNING id
+)
+INSERT INTO customers (id) SELECT id FROM person RETURNING id;
+
+-- name: create_admin
+-- Name, e-mail, password hash. Gives the id; users_email_key when the e-mail is taken.
+INSERT INTO users (name, email, password_hash, role) VALUES ($1, $2, $3, 'admin') RETURNING id;
+
+-- name: mechanic_facts
+-- What customers may see of a mechanic; no row for one who is gone.
+SELECT u.name, c.available AND c.approved AS available, m.last_seen
+  FROM mechanics m
+  JOIN users u ON u.id = m.id
+  JOIN candidates c ON c.mechanic_id = m.id
+ WHERE m.id = $1 AND m.deleted_at IS NULL;
