@@ -285,13 +285,10 @@ def _write(path: Path, content: msgspec.Struct) -> None:
 def _clear_leftovers(folder: Path) -> None:
     """End what a killed owner left running here. We hold the lock: nobody else may run here."""
     running = _read_running(folder)
-    pid_file = folder / "postgres" / "postmaster.pid"
     with contextlib.suppress(FileNotFoundError, ValueError, IndexError):
-        pid = int(pid_file.read_text().splitlines()[0])
+        pid = int((folder / "postgres" / "postmaster.pid").read_text().splitlines()[0])
         if children.works_in(pid, folder / "postgres"):
             children.end_stranger(pid, *Postgres.end_steps)
-    # Postgres would take any living process of that number for its predecessor.
-    pid_file.unlink(missing_ok=True)
     if running is None:
         return
     if children.works_in(running.redis_pid, folder / "valkey"):

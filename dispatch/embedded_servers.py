@@ -179,6 +179,10 @@ class Postgres(_Server):
             "timezone": "UTC",
             "log_timezone": "UTC",
         }
+        # Nobody else runs here: we own the folder. Postgres would take any living process or zombie
+        # that has the number in these files for its predecessor.
+        for stale in ("postmaster.pid", *(path.name for path in self.folder.glob(".s.PGSQL.*"))):
+            (self.folder / stale).unlink(missing_ok=True)
         if not self._durable:
             settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
         log = self.open_log()

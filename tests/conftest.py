@@ -81,24 +81,21 @@ def servers() -> Iterator[Servers]:
 
 
 @pytest.fixture(scope="session")
-def template(servers: Servers) -> Iterator[str]:
-    """The name of a database with the whole schema, to be copied."""
-    name = f"dispatch_template_{uuid.uuid4().hex}"
-    _execute(servers.database_url, f"CREATE DATABASE {name}")
-    asyncio.run(migrate(_named(servers.database_url, name)))
-    yield name
-    _execute(servers.database_url, f"DROP DATABASE {name} WITH (FORCE)")
+def template_url(servers: Servers) -> Iterator[str]:
+    """A database with the whole schema, to be copied; nobody else may be connected to it."""
+    url = create_database(servers)
+    asyncio.run(migrate(url))
+    yield url
+    drop_database(servers, url)
 
 
 @pytest.fixture
-def database_url(servers: Servers, template: str) -> Iterator[str]:
-    name = f"dispatch_test_{uuid.uuid4().hex}"
-    _execute(servers.database_url, f"CREATE DATABASE {name} TEMPLATE {template}")
-    url = _named(servers.database_url, name)
+def database_url(servers: Servers, template_url: str) -> Iterator[str]:
+    url = create_database(servers, template_url)
     # The copy would be the same cluster in Redis as every other test's.
-    _execute(url, "UPDATE cluster SET id = gen_random_uuid()")
+    execute(url, "UPDATE cluster SET id = gen_random_uuid()")
     yield url
-    _execute(servers.database_url, f"DROP DATABASE {name} WITH (FORCE)")
+    drop_database(servers, url)
 
 
 @pytest.fixture
@@ -129,11 +126,22 @@ def config(make_config: MakeConfig) -> Config:
     return make_config()
 
 
-def _named(database_url: str, name: str) -> str:
-    return urlsplit(database_url)._replace(path=f"/{name}").geturl()
+def create_database(servers: Servers, template_url: str = "") -> str:
+    """A new database, empty or copied; its URL."""
+    name = f"dispatch_test_{uuid.uuid4().hex}"
+    template = f"TEMPLATE {_name(template_url)}" if template_url else ""
+    execute(servers.database_url, f"CREATE DATABASE {name} {template}")
+    return urlsplit(servers.database_url)._replace(path=f"/{name}").geturl()
 
 
-def _execute(database_url: str, sql: str) -> None:
+def drop_database(servers: Servers, url: str) -> None:
+    """The database is gone, whoever is still connected to it."""
+    execute(servers.database_url, f"DROP DATABASE {_name(url)} WITH (FORCE)")
+
+
+def execute(database_url: str, sql: str) -> None:
+    """One statement on a connection of its own, outside of any event loop."""
+
     async def run() -> None:
         connection = await asyncpg.connect(database_url)
         try:
@@ -142,3 +150,7 @@ def _execute(database_url: str, sql: str) -> None:
             await connection.close()
 
     asyncio.run(run())
+
+
+def _name(database_url: str) -> str:
+    return urlsplit(database_url).path.removeprefix("/")
