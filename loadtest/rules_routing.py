@@ -54,7 +54,7 @@ def wrong_score(cases: Cases, limits: Limits) -> Iterator[Violation]:
     """Scores are those of the strategy."""
     for case, order in _booked(cases):
         for card in _cards(case):
-            expected = _score(cases, card.event.who, order)
+            expected = _score(cases, card, order)
             if expected is not None and card.offer["score"] != expected:
                 yield Violation(
                     "wrong_score",
@@ -66,8 +66,9 @@ def wrong_score(cases: Cases, limits: Limits) -> Iterator[Violation]:
                 )
 
 
-def _score(cases: Cases, who: str, order: Frame) -> int | None:
+def _score(cases: Cases, card: Card, order: Frame) -> int | None:
     """None where the strategy leaves it open (a fallback's scores)."""
+    who = card.event.who
     match order.get("routing_type"):
         case "workshop_only":
             return 100
@@ -76,7 +77,7 @@ def _score(cases: Cases, who: str, order: Frame) -> int | None:
                 return 100
             return 50 if cases.people[who].workshop_id is not None else 25
         case "priority_broadcast":
-            return 100 if who == order["preferred_mechanic_id"] else None
+            return 100 if card.offer["stage"] == "priority" else None
         case _:
             return 50
 
