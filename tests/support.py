@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 from dispatch.children import wait_until
 
@@ -18,9 +18,15 @@ WAIT_SECONDS = 10.0
 _POLL_SECONDS = 0.01
 
 
+@overload
 async def eventually(
-    condition: Callable[[], T | Awaitable[T]], timeout_seconds: float = WAIT_SECONDS
-) -> T:
+    condition: Callable[[], Awaitable[T | None]], timeout_seconds: float = WAIT_SECONDS
+) -> T: ...
+@overload
+async def eventually(
+    condition: Callable[[], T | None], timeout_seconds: float = WAIT_SECONDS
+) -> T: ...
+async def eventually(condition: Callable[[], Any], timeout_seconds: float = WAIT_SECONDS) -> Any:
     """Wait until the condition (plain or async) gives something true, and return it.
 
     Raises AssertionError with the last thing it gave when the time is over.
