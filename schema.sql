@@ -625,12 +625,13 @@ CREATE FUNCTION accept_offer(
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
-    round_   session_assignments;
-    r        session_requests;
-    m        candidates;
-    prior    accepts;
-    v_slot   integer;
-    v_now    timestamptz;
+    round_    session_assignments;
+    r         session_requests;
+    m         candidates;
+    prior     accepts;
+    v_slot    integer;
+    v_now     timestamptz;
+    v_current boolean;  -- whether it is the request's present round
 BEGIN
     SELECT * INTO round_ FROM session_assignments a WHERE a.offer_id = p_offer_id;
     IF NOT FOUND THEN
@@ -638,6 +639,8 @@ BEGIN
         RETURN;
     END IF;
     SELECT * INTO r FROM session_requests WHERE id = round_.request_id FOR UPDATE;
+    -- Before the verdicts are read: the same accept_id may be judged for another round now.
+    PERFORM 1 FROM mechanics WHERE id = p_mechanic_id FOR NO KEY UPDATE;
     v_now := dispatch_now();
 
     SELECT * INTO prior FROM accepts a
@@ -655,67 +658,68 @@ BEGIN
     request_id := r.id;
     session_id := r.session_id;
     SELECT * INTO round_ FROM session_assignments a WHERE a.offer_id = p_offer_id;
-    PERFORM 1 FROM mechanics WHERE id = p_mechanic_id FOR NO KEY UPDATE;
     SELECT * INTO m FROM candidates c WHERE c.mechanic_id = p_mechanic_id;
+    v_current := r.offer_id = p_offer_id;
 
-    IF r.offer_id <> p_offer_id THEN
-        reason := CASE WHEN round_.mechanic_id = p_mechanic_id THEN 'cancelled'
-                       ELSE coalesce(round_.outcome, 'taken') END;
-    ELSIF r.mechanic_id = p_mechanic_id THEN
+    IF v_current AND r.mechanic_id = p_mechanic_id THEN
         verdict := 'won';
         reason := NULL;
-    ELSIF r.status <> 'pending' THEN
-        reason := coalesce(round_.outcome, 'taken');
-    ELSIF r.expires_at <= v_now THEN
-        reason := 'expired';
+    ELSIF NOT v_current AND round_.mechanic_id = p_mechanic_id THEN
+        reason := 'cancelled';  -- she gave it back
     ELSIF NOT coalesce(m.approved, false)
-       OR p_mechanic_id = ANY (r.excluded_mechanic_ids)
+       OR (v_current AND p_mechanic_id = ANY (r.excluded_mechanic_ids))
        OR (r.is_specialist AND NOT m.is_specialist)
-       OR r.stage IS NULL
+       OR (r.status IN ('scheduled', 'pending') AND r.stage IS NULL)
        OR (r.stage = 'priority' AND p_mechanic_id IS DISTINCT FROM r.preferred_mechanic_id)
        OR ((r.stage = 'preferred' OR r.routing_type = 'workshop_only')
            AND m.workshop_id IS DISTINCT FROM r.preferred_workshop_id) THEN
         reason := 'not_found';
+    ELSIF NOT v_current OR r.status <> 'pending' THEN
+        reason := coalesce(round_.outcome, 'taken');
+    ELSIF r.expires_at <= v_now THEN
+        reason := 'expired';
     ELSIF NOT m.available THEN
         reason := 'unavailable';
+    ELSIF m.live_sessions >= p_capacity THEN
+        reason := 'busy';
     ELSE
-        SELECT min(n) INTO v_slot FROM generate_series(1, p_capacity) n
+        -- Below capacity one of the slots is free, also after the capacity was lowered.
+        SELECT min(n) INTO STRICT v_slot FROM generate_series(1, p_capacity) n
          WHERE NOT EXISTS (SELECT 1 FROM sessions s WHERE s.mechanic_id = p_mechanic_id
                               AND s.mechanic_slot = n AND s.status IN ('accepted', 'active'));
-        IF v_slot IS NULL THEN
-            reason := 'busy';
-        ELSE
-            verdict := 'won';
-            reason := NULL;
-            UPDATE session_requests q
-               SET status = 'accepted', stage = NULL, stage_ends_at = NULL, next_attempt_at = NULL,
-                   mechanic_id = p_mechanic_id, accept_id = p_accept_id, accepted_at = v_now,
-                   version = q.version + 1, due_at = v_now + p_join, message = p_message
-             WHERE q.id = r.id;
-            UPDATE sessions s
-               SET status = 'accepted', mechanic_id = p_mechanic_id, mechanic_slot = v_slot,
-                   join_by = v_now + p_join, version = r.version + 1
-             WHERE s.id = r.session_id;
-            INSERT INTO session_participants (session_id, user_id, role)
-            VALUES (r.session_id, p_mechanic_id, 'mechanic');
-            UPDATE session_assignments a
-               SET status = 'assigned', outcome = 'taken', mechanic_id = p_mechanic_id, ended_at = v_now
-             WHERE a.offer_id = p_offer_id;
-            INSERT INTO session_events (session_id, type, user_id, at)
-            VALUES (r.session_id, 'accepted', p_mechanic_id, v_now);
-            SELECT e.entry INTO entry FROM booking_entries e WHERE e.request_id = r.id;
-        END IF;
+        verdict := 'won';
+        reason := NULL;
+        UPDATE session_requests q
+           SET status = 'accepted', stage = NULL, stage_ends_at = NULL, next_attempt_at = NULL,
+               mechanic_id = p_mechanic_id, accept_id = p_accept_id, accepted_at = v_now,
+               version = q.version + 1, due_at = v_now + p_join, message = p_message
+         WHERE q.id = r.id;
+        UPDATE sessions s
+           SET status = 'accepted', mechanic_id = p_mechanic_id, mechanic_slot = v_slot,
+               join_by = v_now + p_join, version = r.version + 1
+         WHERE s.id = r.session_id;
+        INSERT INTO session_participants (session_id, user_id, role)
+        VALUES (r.session_id, p_mechanic_id, 'mechanic');
+        UPDATE session_assignments a
+           SET status = 'assigned', outcome = 'taken', mechanic_id = p_mechanic_id, ended_at = v_now
+         WHERE a.offer_id = p_offer_id;
+        INSERT INTO session_events (session_id, type, user_id, at)
+        VALUES (r.session_id, 'accepted', p_mechanic_id, v_now);
+        SELECT e.entry INTO entry FROM booking_entries e WHERE e.request_id = r.id;
     END IF;
 
-    IF coalesce(reason, '') <> 'not_found' THEN
+    IF m.mechanic_id IS NOT NULL THEN  -- also `not_found`: lost stays lost for an accept_id
         INSERT INTO accepts VALUES (p_mechanic_id, p_accept_id, p_offer_id, r.id, r.session_id,
                                     round_.generation, verdict, reason, v_now);
+    END IF;
+    IF coalesce(reason, '') <> 'not_found' THEN
         INSERT INTO offers AS o (request_id, generation, mechanic_id, status, stage, answered_at, reason)
         VALUES (r.id, round_.generation, p_mechanic_id,
                 CASE verdict WHEN 'won' THEN 'accepted' ELSE 'revoked' END, r.stage, v_now, reason)
         ON CONFLICT ON CONSTRAINT offers_pkey DO UPDATE
            SET status = excluded.status, answered_at = excluded.answered_at, reason = excluded.reason
-         WHERE o.status IN ('issued', 'seen');
+         WHERE o.status IN ('issued', 'seen')
+            OR (o.status = 'revoked' AND excluded.status = 'accepted');  -- was busy, then free
     END IF;
     RETURN NEXT;
 END $$;

@@ -179,6 +179,8 @@ def _open(booking: Booking, event: Open, now: datetime, policy: Policy) -> Decis
             next_attempt_at=None,
             expires_at=now + _seconds(policy.request_ttl_seconds),
         )
+    elif booking.expires_at <= now:
+        return _expire(booking, now)
     opened = replace(
         booking, status=RequestStatus.PENDING, session_status=SessionStatus.PENDING, attempt=1
     )
@@ -273,10 +275,10 @@ def _accept(booking: Booking, event: Accept, now: datetime, policy: Policy) -> D
     candidate = event.candidate
     if event.offer_id != booking.offer_id:
         return _reject(booking, event, "not_found")
-    if booking.expires_at <= now:
-        return _reject(booking, event, "expired")
     if booking.stage is None or routing.not_meant(booking, candidate) is not None:
         return _reject(booking, event, "not_found")
+    if booking.expires_at <= now:
+        return _reject(booking, event, "expired")
     if not candidate.available:
         return _reject(booking, event, "unavailable")
     if candidate.live_sessions >= policy.mechanic_capacity:
@@ -352,12 +354,16 @@ def _widen_to_open(booking: Booking, reason: str) -> Decision:
 # --- after an accept ------------------------------------------------------------------------------
 
 
-def _accept_again(booking: Booking, event: Accept, now: datetime, policy: Policy) -> Decision:
+def _accept_late(booking: Booking, event: Accept, now: datetime, policy: Policy) -> Decision:
+    """The round is over. Its winner has won; who was never meant must not learn that it existed."""
     if event.offer_id != booking.offer_id:
         return _reject(booking, event, "not_found")
     if event.candidate.mechanic_id == booking.mechanic_id:
         return Decision(booking)
-    return _reject(booking, event, "taken")
+    if routing.not_meant(booking, event.candidate) is not None:
+        return _reject(booking, event, "not_found")
+    taken = booking.mechanic_id is not None
+    return _reject(booking, event, "taken" if taken else booking.status.value)
 
 
 def _due_accepted(booking: Booking, event: Due, now: datetime, policy: Policy) -> Decision:
@@ -501,21 +507,12 @@ def _closed(booking: Booking, status: RequestStatus) -> Booking:
 Handler = Callable[[Booking, Any, datetime, Policy], Decision]
 
 
-def _accept_ended(booking: Booking, event: Accept, now: datetime, policy: Policy) -> Decision:
-    if event.offer_id != booking.offer_id:
-        return _reject(booking, event, "not_found")
-    if event.candidate.mechanic_id == booking.mechanic_id:
-        return Decision(booking)
-    taken = booking.mechanic_id is not None
-    return _reject(booking, event, "taken" if taken else booking.status.value)
-
-
 def _join_ended(booking: Booking, event: Join, now: datetime, policy: Policy) -> Decision:
     return _reject(booking, event, "session_ended")
 
 
 _ENDED: Final[dict[type[Event], Handler]] = {
-    Accept: _accept_ended,
+    Accept: _accept_late,
     Join: _join_ended,
     End: _already_so,
 }
@@ -541,7 +538,7 @@ HANDLERS: Final[dict[RequestStatus, dict[type[Event], Handler]]] = {
     },
     RequestStatus.ACCEPTED: {
         Due: _due_accepted,
-        Accept: _accept_again,
+        Accept: _accept_late,
         MechanicCancel: _mechanic_cancel,
         Join: _join,
         End: _end,
