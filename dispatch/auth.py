@@ -1,9 +1,9 @@
-"""Who somebody is: our own tokens, passwords, and how often a log-in may be tried.
+"""Who somebody is: our own tokens, and passwords.
 
-Its one job: turn a token or a password into an identity, or refuse without saying why. May import
-`core`, `errors` and `queries`. Every refusal is the same `NotAuthenticated`, whether the token is
-forged, expired or revoked, and the same for an unknown e-mail and a wrong password. Fails with
-`Unavailable` when Postgres does not answer: nobody is let in on a guess.
+Its one job: say whose token this is, and whether a password is right. May import `core`,
+`database`, `errors` and `queries`. A token that is forged, expired or revoked gets the same
+`NotAuthenticated`, without saying which. Fails with `Unavailable` when Postgres does not answer:
+nobody is let in on a guess.
 
 Tokens are HS256 only, with every claim required. The clocks of two nodes may differ by
 CLOCK_SKEW_SECONDS, so a token may look that much younger than now; it never lives past its `exp`.
@@ -12,22 +12,20 @@ CLOCK_SKEW_SECONDS, so a token may look that much younger than now; it never liv
 import asyncio
 import base64
 import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 from uuid import UUID
 
 import argon2
-import asyncpg
 import jwt
 import msgspec
 from msgspec import Struct
 
 from dispatch import queries
 from dispatch.core.types import Role
-from dispatch.errors import NotAuthenticated, RateLimited, Unavailable
+from dispatch.database import Pool, unavailable_when_lost
+from dispatch.errors import NotAuthenticated, Unavailable
 
 ISSUER: Final = "dispatch"
 AUDIENCE: Final = "dispatch"
@@ -35,29 +33,12 @@ ALGORITHM: Final = "HS256"
 MIN_SECRET_BYTES: Final = 32
 MAX_TOKEN_CHARS: Final = 8192
 CLOCK_SKEW_SECONDS: Final = 10
-POSTGRES_SECONDS: Final = 5
+QUERY_SECONDS: Final = 5.0
 
 T = TypeVar("T")
 
 _REFUSED: Final = "not authenticated: the token is missing, wrong, expired or revoked"
 _QUERIES: Final = queries.load("people")
-
-
-@asynccontextmanager
-async def postgres_needed(seconds: float = POSTGRES_SECONDS) -> AsyncIterator[None]:
-    """Raises Unavailable when Postgres is away or takes longer; a bug stays what it is."""
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except (
-        OSError,
-        TimeoutError,
-        asyncpg.PostgresConnectionError,
-        asyncpg.InterfaceError,
-        asyncpg.InsufficientResourcesError,
-        asyncpg.OperatorInterventionError,
-    ) as error:
-        raise Unavailable("the database does not answer; try again later") from error
 
 
 # --- tokens ---------------------------------------------------------------------------------------
@@ -137,7 +118,7 @@ class _Account(Struct, frozen=True):
 class Authenticator:
     """Verifies tokens against the secret and the users' rows."""
 
-    def __init__(self, secret: str, pool: asyncpg.Pool) -> None:
+    def __init__(self, secret: str, pool: Pool) -> None:
         self._secret = secret
         self._accounts = _Accounts(pool)
 
@@ -164,7 +145,7 @@ class _Accounts:
     So 10,000 people who connect at once cost a few queries, and one alone waits for nobody.
     """
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._one_query = asyncio.Lock()
         self._wanted: set[UUID] = set()
@@ -184,7 +165,8 @@ class _Accounts:
     async def _read(self) -> Mapping[UUID, _Account]:
         async with self._one_query:
             wanted, self._wanted, self._next = self._wanted, set(), None
-            async with postgres_needed():
+            # A frozen server must not hold up everybody who comes after.
+            async with unavailable_when_lost(), asyncio.timeout(QUERY_SECONDS):
                 rows = await self._pool.fetch(_QUERIES["accounts"], list(wanted))
         return {
             row["id"]: _Account(row["role"], row["token_epoch"], row["disabled"]) for row in rows
@@ -254,40 +236,3 @@ def _matches(password_hash: str, password: str) -> bool:
         return _HASHER.verify(password_hash, password)
     except argon2.exceptions.VerifyMismatchError:
         return False
-
-
-# --- how often ------------------------------------------------------------------------------------
-
-MAX_TRACKED_EMAILS: Final = 100_000
-
-
-class LoginLimiter:
-    """At most `per_minute` log-ins at once for an e-mail, then one each time a share has passed.
-
-    0 switches it off. In memory of this node and bounded: with MAX_TRACKED_EMAILS in use, the one
-    tried longest ago is forgotten.
-    """
-
-    def __init__(self, per_minute: float) -> None:
-        self._share_seconds = 60 / per_minute if per_minute else 0.0
-        self._ahead_seconds = max(60 - self._share_seconds, 0.0) + 1e-6  # sums of floats
-        # e-mail -> when all of its past log-ins are paid for; the least recent first.
-        self._paid_at: OrderedDict[str, float] = OrderedDict()
-
-    def check(self, email: str, now_seconds: float) -> None:
-        """Count one log-in at `now_seconds` (monotonic). Raises RateLimited; that one is free."""
-        if not self._share_seconds:
-            return
-        paid_at = max(self._paid_at.get(email, now_seconds), now_seconds)
-        if paid_at > now_seconds + self._ahead_seconds:
-            raise RateLimited("too many log-ins for this e-mail; try again in a minute")
-        self._paid_at[email] = paid_at + self._share_seconds
-        self._paid_at.move_to_end(email)
-        self._forget(now_seconds)
-
-    def _forget(self, now_seconds: float) -> None:
-        while (
-            len(self._paid_at) > MAX_TRACKED_EMAILS
-            or next(iter(self._paid_at.values())) <= now_seconds
-        ):
-            self._paid_at.popitem(last=False)

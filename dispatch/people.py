@@ -1,8 +1,8 @@
 """People: logging in and out, signing up, and the facts that others may see of a mechanic.
 
 Its one job: read and write the rows of `users`, `customers` and `mechanics`, each function one
-round trip. May import `auth`, `core`, `errors` and `queries`. Fails with the errors named at each
-function, and all of them with `Unavailable` when Postgres does not answer; nothing is then changed.
+round trip. May import `auth`, `core`, `database`, `errors`, `queries` and `ratelimit`. Fails with
+the errors named at each function, and all with `Unavailable` when Postgres does not answer.
 
 Who has an account: logging in never tells, by answer or by time. Signing up does: a taken e-mail is
 refused at once (409 `email_taken`), since without a mail to the owner there is no honest other way.
@@ -21,21 +21,21 @@ from msgspec import Struct
 from dispatch import queries
 from dispatch.auth import (
     Identity,
-    LoginLimiter,
     hash_password,
     issue_token,
     password_matches,
-    postgres_needed,
 )
 from dispatch.core.types import Role
-from dispatch.errors import BadRequest, Conflict, NotAuthenticated
+from dispatch.database import Connection, Pool, unavailable_when_lost
+from dispatch.errors import BadRequest, Conflict, NotAuthenticated, RateLimited
+from dispatch.ratelimit import KeyedRate
 
 TOKEN_TTL_SECONDS: Final = 12 * 3600.0
 MAX_EMAIL_CHARS: Final = 254
 MAX_NAME_CHARS: Final = 200
 PASSWORD_CHARS: Final = (8, 200)
 
-Postgres = asyncpg.Pool | asyncpg.Connection
+Postgres = Pool | Connection
 
 _QUERIES: Final = queries.load("people")
 # Not RFC 5322's grammar: enough to catch a slip, and nothing that an index or a log trips over.
@@ -53,8 +53,13 @@ class LoggedIn(Struct, frozen=True):
     user_id: UUID
 
 
+def login_rate(per_minute: float) -> KeyedRate:
+    """What a node remembers of log-ins, by e-mail: `per_minute` at once, then evenly; 0 is off."""
+    return KeyedRate(per_minute / 60, burst=max(per_minute, 1.0))
+
+
 async def log_in(
-    pool: Postgres, secret: str, limiter: LoginLimiter, email: str, password: str
+    pool: Postgres, secret: str, rate: KeyedRate, email: str, password: str
 ) -> LoggedIn:
     """A token for whoever has this e-mail and password, good for TOKEN_TTL_SECONDS.
 
@@ -62,8 +67,9 @@ async def log_in(
     disabled or has no password here; RateLimited; BadRequest for what is no e-mail at all.
     """
     email = checked_email(email)
-    limiter.check(email, time.monotonic())
-    async with postgres_needed():
+    if not rate.take(email, time.monotonic()):
+        raise RateLimited("too many log-ins for this e-mail; try again in a minute")
+    async with unavailable_when_lost():
         user = await pool.fetchrow(_QUERIES["user_by_email"], email)
     matches = await password_matches(user["password_hash"] if user else None, password)
     if not user or not matches or user["disabled"]:
@@ -86,7 +92,7 @@ async def log_out(pool: Postgres, user_id: UUID) -> int:
 
     Her sockets are still open afterwards: the caller tells every node to close them.
     """
-    async with postgres_needed():
+    async with unavailable_when_lost():
         epoch = await pool.fetchval(_QUERIES["raise_token_epoch"], user_id)
     assert epoch is not None, "a user who was authenticated has a row"
     return int(epoch)
@@ -110,7 +116,7 @@ async def _create(pool: Postgres, query: str, name: str, email: str, password: s
     # Hashed before it is known whether the e-mail is free, so that a lost race costs nothing more.
     password_hash = await hash_password(checked_password(password))
     try:
-        async with postgres_needed():
+        async with unavailable_when_lost():
             created = await pool.fetchval(_QUERIES[query], name, email, password_hash)
     except asyncpg.UniqueViolationError:  # users_email_key: nothing else here can collide
         raise Conflict("email_taken", "this e-mail has an account already") from None
@@ -166,6 +172,6 @@ async def mechanic_status(pool: Postgres, mechanic_id: UUID) -> MechanicFacts | 
 
     `available` is what routing would say: not approved, or disabled, is not available.
     """
-    async with postgres_needed():
+    async with unavailable_when_lost():
         row = await pool.fetchrow(_QUERIES["mechanic_facts"], mechanic_id)
     return MechanicFacts(row["name"], row["available"], row["last_seen"]) if row else None
