@@ -10,11 +10,12 @@ import signal
 import sys
 import time
 
-from bench import echo, fanout, machine, report
+from bench import accept, echo, fanout, machine, report
 from bench.candidates import Candidate, raw, starlette
+from bench.dispatch_server import Dispatch
 from bench.load import LoadError, build
 
-OFFER_BYTES = 350
+ECHO_BYTES = 60
 STARTED = time.monotonic()
 
 
@@ -30,6 +31,8 @@ def main() -> int:
             _fanout(arguments, command)
         if arguments.what in ("echo", "all"):
             _echo(arguments, command)
+        if arguments.what in ("accept", "all"):
+            _accept(arguments, command)
     except LoadError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -38,9 +41,11 @@ def main() -> int:
 
 def _fanout(arguments: argparse.Namespace, command: str) -> None:
     rows = []
+    offer_bytes = fanout.payload_bytes(Dispatch())
+    say(f"an offer of Dispatch has {offer_bytes} bytes")
     for sockets in arguments.sockets:
         table = fanout.compare(
-            raw(OFFER_BYTES), _candidates(OFFER_BYTES), sockets, arguments.rounds, say
+            raw(offer_bytes), _candidates(offer_bytes), sockets, arguments.rounds, say
         )
         print(f"\n{report.fanout_table(table)}\n", flush=True)
         rows += table
@@ -48,13 +53,23 @@ def _fanout(arguments: argparse.Namespace, command: str) -> None:
 
 
 def _echo(arguments: argparse.Namespace, command: str) -> None:
-    rows = echo.compare(raw(OFFER_BYTES), _candidates(OFFER_BYTES), arguments.rounds, say)
+    rows = echo.compare(raw(ECHO_BYTES), _candidates(ECHO_BYTES), arguments.rounds, say)
     print(f"\n{report.echo_table(rows)}\n", flush=True)
     say(f"written: {report.save('echo', command, rows).name}")
 
 
+def _accept(arguments: argparse.Namespace, command: str) -> None:
+    rows = accept.compare(arguments.rounds, say)
+    print(f"\n{report.accept_table(rows)}\n", flush=True)
+    say(f"written: {report.save('accept', command, rows).name}")
+
+
 def _candidates(payload_bytes: int) -> list[Candidate]:
-    return [starlette(payload_bytes, "websockets-sansio"), starlette(payload_bytes, "websockets")]
+    return [
+        starlette(payload_bytes, "websockets-sansio"),
+        starlette(payload_bytes, "websockets"),
+        Dispatch(),
+    ]
 
 
 def say(line: str) -> None:
@@ -64,7 +79,9 @@ def say(line: str) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("what", nargs="?", default="all", choices=["fanout", "echo", "all"])
+    parser.add_argument(
+        "what", nargs="?", default="all", choices=["fanout", "echo", "accept", "all"]
+    )
     parser.add_argument(
         "--sockets",
         type=lambda text: [int(part) for part in text.split(",")],

@@ -108,7 +108,7 @@ def started(
     Raises LoadError with the end of its output when it does not come up in `seconds`.
     """
     with tempfile.TemporaryFile() as output:
-        with machine.pinned(core) if core is not None else _everywhere():
+        with machine.pinned(core):
             process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         try:
             _wait_for_port(process, port, seconds, output)
@@ -136,11 +136,6 @@ def post(
     if response.status >= 300:
         raise LoadError(f"POST {path}: {response.status} {answer[:200]!r}")
     return answer
-
-
-@contextmanager
-def _everywhere() -> Iterator[None]:
-    yield
 
 
 def _wait_for_port(

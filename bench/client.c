@@ -7,8 +7,8 @@
  *
  * Commands, one at a time; each is answered by one line of JSON (times are CLOCK_MONOTONIC, ns):
  *   connect IN_FLIGHT SECONDS           open every connection
- *   expect COUNT SECONDS MARKER         says {"event":"armed"}, then counts text frames that contain
- *                                       MARKER until COUNT connections had one
+ *   expect COUNT EACH SECONDS MARKER    says {"event":"armed"}, then counts text frames that contain
+ *                                       MARKER until COUNT connections had EACH of them
  *   script FILE IN_FLIGHT SECONDS MARKER  FILE has lines "connection payload"; sends each and waits
  *                                       for a verdict: a frame with MARKER wins, one with
  *                                       "type":"offer.lost" or "type":"error" loses
@@ -46,8 +46,9 @@ struct connection {
     uint8_t *held; /* an unfinished answer or frame */
     size_t held_bytes;
     int64_t sent_ns;
-    int line;      /* of the script, while its verdict is awaited; else -1 */
-    int last_seen; /* the `expect` in which it last had a marked frame */
+    int line;     /* of the script, while its verdict is awaited; else -1 */
+    int expect;   /* the number of the `expect` in which it last had a marked frame */
+    int received; /* marked frames in it */
 };
 
 struct line {
@@ -65,7 +66,7 @@ static int failed, closed;
 /* The command under way. */
 static struct {
     enum task kind;
-    int number, expected, started, done, won, lost, extra, in_flight;
+    int number, expected, each, started, done, won, lost, extra, in_flight;
     int64_t begin_ns, deadline_ns, first_ns, last_ns, spare_ns, *latencies;
     size_t marked_bytes;
     char marker[LINE_BYTES];
@@ -175,6 +176,17 @@ static void hold(struct connection *c, const uint8_t *data, size_t size)
     }
 }
 
+static void on_marked(struct connection *c)
+{
+    if (c->expect != task.number)
+        c->received = 0;
+    c->expect = task.number;
+    c->received++;
+    if (c->received == task.each)
+        advance(now_ns());
+    task.extra += c->received > task.each;
+}
+
 static int contains(const uint8_t *text, size_t length, const char *marker)
 {
     return memmem(text, length, marker, strlen(marker)) != NULL;
@@ -187,11 +199,7 @@ static void on_text(struct connection *c, const uint8_t *text, size_t length)
             on_ready(c);
     } else if (task.kind == EXPECT && contains(text, length, task.marker)) {
         task.marked_bytes = length;
-        if (c->last_seen == task.number)
-            task.extra++;
-        else
-            advance(now_ns());
-        c->last_seen = task.number;
+        on_marked(c);
     } else if (task.kind == SCRIPT && c->line >= 0) {
         int won = contains(text, length, task.marker);
         if (won || contains(text, length, "\"type\":\"offer.lost\"") ||
@@ -366,7 +374,8 @@ static void begin(const char *command)
     if (sscanf(command, "connect %d %lf", &task.number, &seconds) == 2) {
         task.kind = CONNECT;
         task.expected = sockets;
-    } else if (sscanf(command, "expect %d %lf %4095s", &task.expected, &seconds, task.marker) == 3) {
+    } else if (sscanf(command, "expect %d %d %lf %4095s", &task.expected, &task.each, &seconds,
+                      task.marker) == 4) {
         task.kind = EXPECT;
         task.number = ++expects;
     } else if (sscanf(command, "script %4095s %d %lf %4095s", path, &task.number, &seconds,

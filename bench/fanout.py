@@ -97,6 +97,12 @@ def compare(
         return [_summary(yard, yards, [one.cost_us for one in yards]), *rows]
 
 
+def payload_bytes(candidate: Candidate) -> int:
+    """How long the candidate's message is, so that the others can be given as long a one."""
+    with connected(candidate, 1) as one:
+        return publish(one).payload_bytes
+
+
 @contextmanager
 def connected(candidate: Candidate, sockets: int) -> Iterator[Connected]:
     """Starts a candidate and its clients, and watches them idle for a second."""

@@ -85,9 +85,10 @@ class LoadClient:
         self._send(f"connect {in_flight} {seconds}")
         return self._outcome(seconds)
 
-    def expect(self, count: int, marker: str, seconds: float = 30) -> None:
-        """Starts counting connections that get a text frame with `marker`; then call `counted`."""
-        self._send(f"expect {count} {seconds} {marker}")
+    def expect(self, count: int, marker: str, each: int = 1, seconds: float = 30) -> None:
+        """Starts counting connections that get `each` text frames with `marker`, until `count` of
+        them had; then call `counted`."""
+        self._send(f"expect {count} {each} {seconds} {marker}")
         self._line(ANSWER_GRACE_SECONDS)
 
     def counted(self, seconds: float = 30) -> Outcome:

@@ -40,10 +40,11 @@ def raise_descriptor_limit() -> int:
 
 
 @contextmanager
-def pinned(core: int) -> Iterator[None]:
-    """Processes started inside run on `core` only, if the machine has it, from their first step."""
+def pinned(core: int | None) -> Iterator[None]:
+    """Processes started inside run on `core` only, if the machine has it, from their first step;
+    with None anywhere."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core} & before or before)
+    os.sched_setaffinity(0, before if core is None else {core} & before or before)
     try:
         yield
     finally:

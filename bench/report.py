@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine
+from bench.accept import Accepts
 from bench.echo import Echo
 from bench.fanout import FanOut
 
@@ -75,6 +76,24 @@ def echo_table(rows: Sequence[Echo]) -> str:
                 f"{row.messages_per_second:,.0f}",
                 str(row.payload_bytes),
                 f"{row.client_busy:.0%}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def accept_table(rows: Sequence[Accepts]) -> str:
+    """One table for the accepts."""
+    return _table(
+        ["accepts, all winners", "accepts/s", "pgbench/s", "÷ pgbench", "p50 ms", "p99 ms"],
+        [
+            [
+                row.name,
+                f"{row.accepts_per_second:,.0f}",
+                f"{row.pgbench_per_second:,.0f}",
+                f"{row.over_pgbench:.2f}",
+                f"{row.p50_ms:.1f}",
+                f"{row.p99_ms:.1f}",
             ]
             for row in rows
         ],

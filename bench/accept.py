@@ -1,0 +1,118 @@
+"""Accepts: every mechanic takes her own booking through her websocket, against pgbench.
+
+pgbench calls the same SQL function on bookings made in the same way, on the same servers, over as
+many connections as the server's pool has: some rounds before the server runs, the others after.
+Nothing is pinned: both use both cores. Imports `city`, `dispatch_server`, `load`, `pgbench`.
+"""
+
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bench import pgbench
+from bench.city import City, city
+from bench.dispatch_server import READY_MARKER, serving, write_tokens
+from bench.load import LoadClient, LoadError, Outcome, load_client
+from dispatch.database import POOL_SIZE
+
+IN_FLIGHT = 64
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Who is asked: `mechanics` each with a booking of her own, offered to `asked` of them."""
+
+    name: str
+    routing: str
+    mechanics: int
+    asked: int
+
+
+SHAPES = (
+    Shape("each booking offered to one by name", "priority_broadcast", 1000, 1),
+    Shape("each booking offered to all 100 of a workshop", "workshop_only", 100, 100),
+)
+
+
+@dataclass(frozen=True)
+class Accepts:
+    """Medians over the rounds of one shape."""
+
+    name: str
+    rounds: int
+    mechanics: int
+    in_flight: int
+    pgbench_connections: int
+    accepts_per_second: float
+    pgbench_per_second: float
+    over_pgbench: float
+    p50_ms: float
+    p99_ms: float
+
+
+def compare(rounds: int, say: Callable[[str], None]) -> list[Accepts]:
+    """One row per shape."""
+    return [_measure(shape, rounds, say) for shape in SHAPES]
+
+
+def _measure(shape: Shape, rounds: int, say: Callable[[str], None]) -> Accepts:
+    """Each round has mechanics of its own, so that all of them are free."""
+    with city() as place:
+        mechanics = place.add_mechanics(shape.mechanics * (rounds + 1), shape.mechanics)
+        _with_pgbench(place, shape, 2)  # to warm up the tables
+        before = _with_pgbench(place, shape, rounds)
+        tokens = write_tokens(place, mechanics)
+        with (
+            serving(place, core=None) as (port, _),
+            load_client(port, len(mechanics), tokens, READY_MARKER) as client,
+        ):
+            client.connect()
+            seen = [_round(place, client, shape, at) for at in range(rounds + 1)][1:]
+        after = _with_pgbench(place, shape, rounds)
+    rate = statistics.median(one.done / one.seconds for one in seen)
+    yard = statistics.mean([statistics.median(before), statistics.median(after)])
+    say(f"{shape.name}: {rate:,.0f} accepts/s, pgbench {yard:,.0f}/s")
+    return Accepts(
+        name=shape.name,
+        rounds=rounds,
+        mechanics=shape.mechanics,
+        in_flight=IN_FLIGHT,
+        pgbench_connections=POOL_SIZE,
+        accepts_per_second=rate,
+        pgbench_per_second=yard,
+        over_pgbench=rate / yard,
+        p50_ms=statistics.median(one.p50_ns for one in seen) / 1e6,
+        p99_ms=statistics.median(one.p99_ns for one in seen) / 1e6,
+    )
+
+
+def _with_pgbench(place: City, shape: Shape, rounds: int) -> list[float]:
+    """Accepts per second of each round; the mechanics are free again afterwards."""
+    rates = []
+    for _ in range(rounds):
+        place.open_bookings(0, shape.mechanics, shape.routing)
+        rates.append(pgbench.accepts_per_second(place.database_url, shape.mechanics, POOL_SIZE))
+        place.fetch("SELECT bench.complete_all()")
+    return rates
+
+
+def _round(place: City, client: LoadClient, shape: Shape, number: int) -> Outcome:
+    """Opens the bookings, waits until every offer has arrived, and accepts them all."""
+    first = number * shape.mechanics
+    client.expect(shape.mechanics, '"type":"offer"', each=shape.asked)
+    place.open_bookings(first, shape.mechanics, shape.routing)
+    client.counted()
+    path = place.folder / "script"
+    with path.open("w") as script:
+        for row in place.fetch("SELECT n, offer_id, accept_id FROM bench.accepts ORDER BY n"):
+            frame = {
+                "type": "offer.accept",
+                "offer_id": str(row["offer_id"]),
+                "accept_id": str(row["accept_id"]),
+            }
+            script.write(f"{first + row['n']} {json.dumps(frame, separators=(',', ':'))}\n")
+    taken = client.script(path, IN_FLIGHT, '"type":"offer.won"')
+    if taken.lost:
+        raise LoadError(f"{taken.lost} of {taken.done} accepts were not won")
+    return taken

@@ -1,0 +1,106 @@
+"""Dispatch itself as a candidate: one worker on the server's core, its databases on the other.
+
+Imports `candidates`, `city` and `machine`, and of the product only what issues tokens.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import UUID
+
+from bench import machine
+from bench.candidates import Running, post, started
+from bench.city import City, city
+from bench.load import LoadError
+from dispatch.auth import issue_token
+from dispatch.core.types import Role
+
+TOKEN_SECONDS = 3600
+PER_WORKSHOP = 10
+READY_MARKER = '"type":"welcome"'
+QUIET = {"DISPATCH_RATE_CONNECTS": "0", "DISPATCH_RATE_LOGINS": "0", "DISPATCH_RATE_MESSAGES": "0"}
+
+
+class Dispatch:
+    """A broadcast booking per publication: started over HTTP by a customer, then cancelled."""
+
+    name = "Dispatch"
+
+    @contextmanager
+    def serve(self, sockets: int) -> Iterator[Running]:
+        with city(machine.CLIENT_CORE) as place:
+            mechanics = place.add_mechanics(sockets, PER_WORKSHOP)
+            tokens = write_tokens(place, mechanics)
+            customer = token(place, place.add_customer(), Role.CUSTOMER)
+            with serving(place, machine.SERVER_CORE) as (port, pid):
+                bookings = _Bookings(port, customer)
+                yield Running(
+                    pid,
+                    port,
+                    bookings.start,
+                    tokens=tokens,
+                    ready=READY_MARKER,
+                    ping='{"type":"ping"}',
+                    withdraw=bookings.cancel,
+                )
+
+
+class _Bookings:
+    """One customer's bookings, one at a time."""
+
+    def __init__(self, port: int, bearer: str) -> None:
+        self._port = port
+        self._headers = {
+            "Authorization": f"Bearer {bearer}",
+            "Content-Type": "application/json",
+        }
+        self._request_id = ""
+
+    def start(self) -> None:
+        wanted = {
+            "plan": "free",
+            "routing_type": "broadcast",
+            "vehicle": "Golf 7",
+            "concern": "A noise",
+        }
+        answer = post(self._port, "/api/intake/start", json.dumps(wanted), self._headers)
+        self._request_id = json.loads(answer)["request_id"]
+
+    def cancel(self) -> None:
+        post(self._port, f"/api/requests/{self._request_id}/cancel", "", self._headers)
+
+
+@contextmanager
+def serving(place: City, core: int | None) -> Iterator[tuple[int, int]]:
+    """`dispatch serve --workers 1` on the city's servers: its port, and its worker's pid."""
+    port = machine.free_port()
+    environment = os.environ | QUIET | place.environment
+    command = [sys.executable, "-m", "dispatch.cli"]
+    serve = [*command, "serve", "--workers", "1", "--port", str(port)]
+    with started(serve, port, core=core, environment=environment):
+        nodes = subprocess.run(
+            [*command, "nodes", "--json"],
+            env=environment,
+            capture_output=True,
+            timeout=20,
+            check=False,
+        )
+        if nodes.returncode:
+            raise LoadError(f"dispatch nodes: {nodes.stderr.decode().strip()[-300:]}")
+        yield port, json.loads(nodes.stdout)[0]["pid"]
+
+
+def write_tokens(place: City, mechanics: Sequence[UUID]) -> Path:
+    """A file with one mechanic's token per line, in this order."""
+    path = place.folder / "tokens"
+    path.write_text("".join(token(place, one, Role.MECHANIC) + "\n" for one in mechanics))
+    return path
+
+
+def token(place: City, user_id: UUID, role: Role) -> str:
+    """What this user's log-in would have given."""
+    return issue_token(place.jwt_secret, user_id, role, 0, TOKEN_SECONDS)
