@@ -1,8 +1,8 @@
 """How simulated mechanics answer the offers that they are shown.
 
 A behaviour is one of `Manner`; `behave_as` gives the mechanic a manner and a pace. Every choice
-comes from the mechanic's own seeded generator. Imports `client` and `history`; faults of the
-connection end one answer, never the mechanic.
+comes from the mechanic's own seeded generator. Imports `client`; faults of the connection
+end one answer, never the mechanic.
 """
 
 import asyncio
@@ -11,7 +11,6 @@ import random
 from collections.abc import Mapping, Sequence
 
 from loadtest.client import ConnectionLost, Mechanic, NoAnswer
-from loadtest.history import Frame
 
 
 class Manner(enum.StrEnum):
@@ -25,7 +24,7 @@ class Manner(enum.StrEnum):
     SILENT = "silent"  # sees it, never answers
     TUNNEL = "tunnel"  # loses the connection on an offer, comes back and accepts
     LOSSY = "lossy"  # loses the connection after sending the accept, repeats it
-    FICKLE = "fickle"  # wins and cancels; the second time she keeps it
+    FICKLE = "fickle"  # wins and cancels
 
 
 MIX: Mapping[Manner, float] = {
@@ -56,32 +55,47 @@ def draw(rng: random.Random, count: int, mix: Mapping[Manner, float] = MIX) -> l
 
 def behave_as(mechanic: Mechanic, manner: Manner, pace: float = 1.0) -> None:
     """From now on `mechanic` answers in this manner; `pace` stretches how long she thinks."""
-    answers = _Answers(manner, pace)
     mechanic.acknowledges = manner is not Manner.DEAF
-    mechanic.on_offer = answers.answer
+    mechanic.on_offer = _Answers({manner: 1.0}, pace).answer
+
+
+def behave_by_mood(mechanic: Mechanic, moods: Mapping[Manner, float], pace: float = 1.0) -> None:
+    """From now on `mechanic` draws a manner for each offer. The deaf are so all the time."""
+    assert Manner.DEAF not in moods, "whether she acknowledges is not a mood"
+    mechanic.acknowledges = True
+    mechanic.on_offer = _Answers(moods, pace).answer
 
 
 class _Answers:
-    """One mechanic's manner, with what it must remember between offers."""
+    """What one mechanic does about her cards, one decision at a time."""
 
-    def __init__(self, manner: Manner, pace: float):
-        self._manner = manner
+    def __init__(self, moods: Mapping[Manner, float], pace: float):
+        self._moods = moods
         self._pace = pace
-        self._has_cancelled = False
         self._deciding = False
 
-    async def answer(self, mechanic: Mechanic, offer: Frame) -> None:
-        if self._manner is not Manner.RACER and (self._deciding or mechanic.session_id):
+    async def answer(self, mechanic: Mechanic) -> None:
+        """Decides about the cards that are shown, one at a time and at random; racers about all."""
+        if self._moods.keys() == {Manner.RACER}:
+            for offer_id in _new_cards(mechanic):
+                mechanic.considered.add(offer_id)
+                mechanic.start(self._accept(mechanic, Manner.RACER, offer_id))
+            return
+        if self._deciding:
             return
         self._deciding = True
         try:
-            await self._decide(mechanic, offer)
+            while mechanic.session_id is None and (cards := _new_cards(mechanic)):
+                offer_id = mechanic.rng.choice(cards)
+                mechanic.considered.add(offer_id)
+                names = list(self._moods)
+                manner = mechanic.rng.choices(names, [self._moods[name] for name in names])[0]
+                await self._decide(mechanic, manner, offer_id)
         finally:
             self._deciding = False
 
-    async def _decide(self, mechanic: Mechanic, offer: Frame) -> None:
-        offer_id = offer["offer_id"]
-        match self._manner:
+    async def _decide(self, mechanic: Mechanic, manner: Manner, offer_id: str) -> None:
+        match manner:
             case Manner.DEAF | Manner.SILENT:
                 return
             case Manner.DECLINER:
@@ -89,29 +103,32 @@ class _Answers:
                 if offer_id in mechanic.offers:
                     await mechanic.ask("offer.decline", offer_id=offer_id, reason="too far away")
                 return
-            case Manner.RACER:
-                await self._accept(mechanic, offer_id)
-            case Manner.QUICK | Manner.FICKLE:
+            case Manner.QUICK | Manner.FICKLE | Manner.RACER:
                 await self._think(mechanic, 0.02, 0.3)
-                await self._accept(mechanic, offer_id)
+                await self._accept(mechanic, manner, offer_id)
             case Manner.SLOW:
                 await self._think(mechanic, 1.0, 4.0)
-                await self._accept(mechanic, offer_id)
+                await self._accept(mechanic, manner, offer_id)
             case Manner.TUNNEL:
                 mechanic.hang_up(mechanic.rng.uniform(0.3, 2.0) * self._pace)
                 await mechanic.until(lambda: not mechanic.online, 5)
                 await mechanic.until(lambda: mechanic.online, 30)
                 await self._think(mechanic, 0.05, 0.3)
-                await self._accept(mechanic, offer_id)
+                await self._accept(mechanic, manner, offer_id)
             case Manner.LOSSY:
                 await self._think(mechanic, 0.02, 0.3)
-                await self._accept(mechanic, offer_id, loses_first_reply=True)
+                await self._accept(mechanic, manner, offer_id, loses_first_reply=True)
 
     async def _think(self, mechanic: Mechanic, least_seconds: float, most_seconds: float) -> None:
         await asyncio.sleep(mechanic.rng.uniform(least_seconds, most_seconds) * self._pace)
 
     async def _accept(
-        self, mechanic: Mechanic, offer_id: str, *, loses_first_reply: bool = False
+        self,
+        mechanic: Mechanic,
+        manner: Manner,
+        offer_id: str,
+        *,
+        loses_first_reply: bool = False,
     ) -> None:
         gone = offer_id not in mechanic.offers
         if gone and mechanic.rng.random() > STILL_TRIES_LATE:
@@ -119,9 +136,8 @@ class _Answers:
         verdict = await mechanic.accept(offer_id, loses_first_reply=loses_first_reply)
         if verdict is None or verdict["type"] != "offer.won":
             return
-        session_id = verdict["session_id"]
-        if self._manner is Manner.FICKLE and not self._has_cancelled:
-            self._has_cancelled = True
+        session_id = str(verdict["session_id"])
+        if manner is Manner.FICKLE:
             await self._think(mechanic, 0.1, 0.5)
             await mechanic.ask("assignment.cancel", session_id=session_id, reason="flat tyre")
             return
@@ -136,3 +152,7 @@ class _Answers:
             except (ConnectionLost, NoAnswer):
                 continue
             return
+
+
+def _new_cards(mechanic: Mechanic) -> list[str]:
+    return [offer_id for offer_id in mechanic.offers if offer_id not in mechanic.considered]

@@ -39,7 +39,11 @@ class Refused(Exception):
 
 
 class Client:
-    """One device of one user. `run` it in a task of its own; `close` ends that task."""
+    """One device of one user. `run` it in a task of its own; `close` ends that task.
+
+    `online` from each `welcome` until its connection is lost; `faults` are errors of our own in
+    what it was told to do.
+    """
 
     def __init__(
         self,
@@ -65,6 +69,7 @@ class Client:
         self._away_until = 0.0
         self._left = False
         self._frames = 0
+        self.faults: list[BaseException] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     # What a subclass adds.
@@ -255,22 +260,27 @@ class Client:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (fault := task.exception()) is not None:
-            raise fault
+            self.faults.append(fault)
 
 
 class Mechanic(Client):
-    """Shows the cards it is offered and hands each new one to `on_offer`, once per round."""
+    """Shows the cards it is offered and calls `on_offer` whenever there is one to look at.
+
+    `offers` are the cards shown now, `considered` those of them that were decided about, and
+    `session_id` the live session that she holds, if any.
+    """
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
         self.offers: dict[str, Frame] = {}
         self.session_id: str | None = None
         self.acknowledges = True
-        self.on_offer: Callable[[Mechanic, Frame], Coroutine[Any, Any, None]] | None = None
-        self._met: set[str] = set()
+        self.considered: set[str] = set()
+        self.on_offer: Callable[[Mechanic], Coroutine[Any, Any, None]] | None = None
 
     def welcomed(self, snapshot: Frame) -> None:
         self.offers.clear()
+        self.considered &= {offer["offer_id"] for offer in snapshot["offers"]}
         live = [s for s in snapshot["sessions"] if s["status"] in ("pending", "accepted", "active")]
         self.session_id = live[0]["session_id"] if live else None
         for offer in snapshot["offers"]:
@@ -281,10 +291,10 @@ class Mechanic(Client):
             case "offer":
                 self._show(frame)
             case "offer.won":
-                self.offers.pop(frame["offer_id"], None)
+                self._hide(frame["offer_id"])
                 self.session_id = frame["session_id"]
             case "offer.lost" | "offer.revoked":
-                self.offers.pop(frame["offer_id"], None)
+                self._hide(frame["offer_id"])
             case "session.status":
                 over = frame["status"] in ("completed", "cancelled", "expired")
                 if over and frame["session_id"] == self.session_id:
@@ -295,9 +305,12 @@ class Mechanic(Client):
         self.offers[offer_id] = offer
         if self.acknowledges:
             self.start(self._acknowledge(offer_id))
-        if offer_id not in self._met and self.on_offer is not None:
-            self._met.add(offer_id)
-            self.start(self.on_offer(self, offer))
+        if self.on_offer is not None:
+            self.start(self.on_offer(self))
+
+    def _hide(self, offer_id: str) -> None:
+        self.offers.pop(offer_id, None)
+        self.considered.discard(offer_id)
 
     async def _acknowledge(self, offer_id: str) -> None:
         await self.send("offer.seen", offer_id=offer_id)
