@@ -31,7 +31,9 @@ def find() -> Path:
 
 
 def accepts_per_second(database_url: str, count: int, connections: int) -> float:
-    """Takes each row of `bench.accepts` once, over so many connections; `count` rows in all."""
+    """Takes each row of `bench.accepts` once, over so many connections; `count`, a multiple of
+    them, rows in all."""
+    assert count % connections == 0
     url = urlsplit(database_url)
     environment = os.environ | {
         "PGHOST": str(url.hostname),
