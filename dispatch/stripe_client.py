@@ -105,6 +105,8 @@ class StripeClient:
         import aiohttp
         import stripe
 
+        # Else it sends our platform and timings with each call, and writes an id into HOME.
+        stripe.enable_telemetry = False
         self._secret_key = secret_key
         self._public_url = public_url.rstrip("/")
         self._transport = stripe.AIOHTTPClient(

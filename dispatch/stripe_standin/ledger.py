@@ -74,7 +74,7 @@ class Ledger:
 
     def __init__(self, data_dir: Path) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(data_dir / FILE_NAME, isolation_level=None, timeout=1)
+        self._db = sqlite3.connect(data_dir / FILE_NAME, isolation_level=None, timeout=0.2)
         self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = OFF")

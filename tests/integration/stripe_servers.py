@@ -1,0 +1,183 @@
+"""The stand-in for Stripe and a receiver of its webhooks, on real sockets in the test's loop."""
+
+import asyncio
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from dispatch.stripe_standin import create_app
+from tests.support import STRIPE_SECRET_KEY, STRIPE_WEBHOOK_SECRET, eventually
+
+Json = dict[str, Any]
+
+CHECKOUT: dict[str, str] = {
+    "mode": "payment",
+    "success_url": "http://localhost/done?session={CHECKOUT_SESSION_ID}",
+    "cancel_url": "http://localhost/back",
+    "client_reference_id": "payment-1",
+    "customer_email": "ann@example.com",
+    "line_items[0][quantity]": "1",
+    "line_items[0][price_data][currency]": "usd",
+    "line_items[0][price_data][unit_amount]": "2500",
+    "line_items[0][price_data][product_data][name]": "Video, 15 minutes",
+    "metadata[plan]": "video15",
+    "payment_intent_data[metadata][plan]": "video15",
+}
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # the signals are pytest's
+
+
+@asynccontextmanager
+async def serving(app: Starlette, listening: socket.socket | None = None) -> AsyncIterator[str]:
+    """Serve the app on a free port (or the socket given); gives its base URL."""
+    bound = listening or free_socket()
+    host, port = bound.getsockname()
+    server = _Server(uvicorn.Config(app, lifespan="on", log_level="warning", access_log=False))
+    task = asyncio.create_task(server.serve(sockets=[bound]))
+    await eventually(lambda: server.started or task.done())
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.should_exit = True
+        await task
+        bound.close()
+
+
+def free_socket() -> socket.socket:
+    """A bound socket on loopback, which holds its port before anything listens."""
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind(("127.0.0.1", 0))
+    return bound
+
+
+@dataclass
+class Webhook:
+    """One delivery as it arrived."""
+
+    raw: bytes
+    signature: str
+
+    @property
+    def event(self) -> Json:
+        decoded: Json = msgspec.json.decode(self.raw)
+        return decoded
+
+
+@dataclass
+class Receiver:
+    """Takes webhooks; answers `status`, and keeps all of them in order of arrival."""
+
+    status: int = 200
+    got: list[Webhook] = field(default_factory=list)
+
+    def app(self) -> Starlette:
+        async def take(request: Request) -> Response:
+            self.got.append(Webhook(await request.body(), request.headers["stripe-signature"]))
+            return Response(status_code=self.status)
+
+        return Starlette(routes=[Route("/webhook", take, methods=["POST"])])
+
+    def count(self) -> Counter[str]:
+        """How often each type of event arrived."""
+        return Counter(webhook.event["type"] for webhook in self.got)
+
+    async def wait_for(self, kind: str) -> Webhook:
+        """The first webhook of this type, as soon as it is here."""
+        return await eventually(
+            lambda: next((hook for hook in self.got if hook.event["type"] == kind), None)
+        )
+
+
+@dataclass
+class Clock:
+    """Real time, moved forward by hand."""
+
+    now: float
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class StandInClient:
+    """Speaks to the stand-in as curl would."""
+
+    url: str
+    http: aiohttp.ClientSession
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        form: dict[str, str] | bytes | None = None,
+        *,
+        key: str | None = None,
+        secret: str | None = STRIPE_SECRET_KEY,
+    ) -> tuple[int, Json, dict[str, str]]:
+        """Status, body and headers (names in lower case) of one API call."""
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        if key is not None:
+            headers["Idempotency-Key"] = key
+        if secret is not None:
+            headers["Authorization"] = f"Bearer {secret}"
+        body = form if isinstance(form, bytes) else urlencode(form or {}).encode()
+        async with self.http.request(
+            method, self.url + path, data=body, headers=headers
+        ) as response:
+            told = {name.lower(): value for name, value in response.headers.items()}
+            return response.status, await response.json(), told
+
+    async def checkout(self, **changed: str) -> Json:
+        """A new Checkout Session."""
+        status, session, _ = await self.call("POST", "/v1/checkout/sessions", CHECKOUT | changed)
+        assert status == 200, session
+        return session
+
+    async def press(self, page_url: str, button: str) -> tuple[int, Json]:
+        """Press `pay` or `cancel` on a hosted page, asking for JSON."""
+        async with self.http.post(
+            f"{page_url}/{button}", headers={"Accept": "application/json"}
+        ) as response:
+            return response.status, await response.json()
+
+    async def paid(self, **changed: str) -> Json:
+        """A new Checkout Session, paid; as it is afterwards."""
+        session = await self.checkout(**changed)
+        assert (await self.press(session["url"], "pay"))[0] == 200
+        _, paid, _ = await self.call("GET", f"/v1/checkout/sessions/{session['id']}")
+        return paid
+
+    async def ledger(self) -> Json:
+        """Payments, refunds and the state of the deliveries."""
+        async with self.http.get(f"{self.url}/_standin/ledger") as response:
+            shown: Json = await response.json()
+            return shown
+
+
+@asynccontextmanager
+async def stand_in(
+    data_dir: Path, webhook_url: str, **options: Any
+) -> AsyncIterator[StandInClient]:
+    """A stand-in on `data_dir` that delivers to `webhook_url`, retrying after milliseconds."""
+    options = {"first_retry_seconds": 0.005} | options
+    app = create_app(STRIPE_SECRET_KEY, STRIPE_WEBHOOK_SECRET, webhook_url, data_dir, **options)
+    async with serving(app) as url, aiohttp.ClientSession() as http:
+        yield StandInClient(url, http)

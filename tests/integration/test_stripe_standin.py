@@ -1,0 +1,645 @@
+"""The stand-in for Stripe: what it promises to a server that talks to it as if to Stripe."""
+
+import asyncio
+import inspect
+import os
+import signal
+import sys
+import time
+import typing
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import stripe
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+from stripe.checkout import Session as CheckoutSession
+
+from dispatch.stripe_standin import create_app
+from dispatch.stripe_standin.params import ApiError, CheckoutParams, parse_form, read
+from tests.integration.stripe_servers import (
+    CHECKOUT,
+    Clock,
+    Json,
+    Receiver,
+    StandInClient,
+    free_socket,
+    serving,
+    stand_in,
+)
+from tests.support import STRIPE_SECRET_KEY, STRIPE_WEBHOOK_SECRET, eventually
+
+PAID_EVENTS = {"charge.succeeded", "payment_intent.succeeded", "checkout.session.completed"}
+
+
+@pytest.fixture
+def receiver() -> Receiver:
+    return Receiver()
+
+
+@pytest.fixture
+async def webhook_url(receiver: Receiver) -> AsyncIterator[str]:
+    async with serving(receiver.app()) as url:
+        yield f"{url}/webhook"
+
+
+@pytest.fixture
+async def client(tmp_path: Path, webhook_url: str) -> AsyncIterator[StandInClient]:
+    async with stand_in(tmp_path, webhook_url) as client:
+        yield client
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def unchanged(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[StandInClient]:
+    """One stand-in for all tests that it refuses something; none of them may leave a trace."""
+    folder = tmp_path_factory.mktemp("unchanged")
+    async with stand_in(folder, "http://127.0.0.1:1/webhook") as client:
+        yield client
+        for kind in ("checkout/sessions", "refunds", "events"):
+            assert (await client.call("GET", f"/v1/{kind}"))[1]["data"] == []
+
+
+async def all_delivered(client: StandInClient, count: int) -> Json:
+    """The ledger, once `count` events were delivered and nothing waits."""
+
+    async def ledger() -> Json | None:
+        shown = await client.ledger()
+        return shown if shown["deliveries"]["delivered"] == count else None
+
+    return await eventually(ledger)
+
+
+# --- paying ----------------------------------------------------------------------------------
+
+
+async def test_paying_leads_back_and_delivers_signed_events(
+    client: StandInClient, receiver: Receiver
+) -> None:
+    session = await client.checkout()
+    assert (session["status"], session["payment_status"]) == ("open", "unpaid")
+    assert session["payment_intent"] is None
+
+    status, answer = await client.press(session["url"], "pay")
+
+    back = f"http://localhost/done?session={session['id']}"
+    assert (status, answer) == (200, {"ok": True, "redirect": back})
+    ledger = await all_delivered(client, 3)
+    assert receiver.count() == dict.fromkeys(PAID_EVENTS, 1)
+    for webhook in receiver.got:
+        verified = stripe.Webhook.construct_event(
+            webhook.raw, webhook.signature, STRIPE_WEBHOOK_SECRET
+        )
+        assert verified.id == webhook.event["id"]
+    completed = (await receiver.wait_for("checkout.session.completed")).event["data"]["object"]
+    [payment] = ledger["payments"]
+    assert completed["payment_status"] == "paid"
+    assert completed["status"] == "complete"
+    assert completed["url"] is None
+    assert (completed["amount_total"], completed["currency"]) == (2500, "usd")
+    assert completed["metadata"] == {"plan": "video15"}
+    assert completed["payment_intent"] == payment["id"]
+    _, intent, _ = await client.call("GET", f"/v1/payment_intents/{payment['id']}")
+    assert (intent["amount_received"], intent["status"]) == (2500, "succeeded")
+    assert intent["metadata"] == {"plan": "video15"}
+    assert intent["latest_charge"] == payment["charge"]
+
+
+async def test_a_browser_is_redirected_after_paying(client: StandInClient) -> None:
+    session = await client.checkout()
+
+    async with client.http.post(f"{session['url']}/pay", allow_redirects=False) as response:
+        assert response.status == 303
+        assert response.headers["location"] == f"http://localhost/done?session={session['id']}"
+
+
+async def test_twenty_presses_at_once_are_one_payment(
+    client: StandInClient, receiver: Receiver
+) -> None:
+    session = await client.checkout()
+
+    pressed = await asyncio.gather(*(client.press(session["url"], "pay") for _ in range(20)))
+
+    assert sorted(status for status, _ in pressed) == [200] + [409] * 19
+    assert {told["error"]["code"] for status, told in pressed if status == 409} == {"already_paid"}
+    ledger = await all_delivered(client, 3)
+    assert [payment["checkout_session"] for payment in ledger["payments"]] == [session["id"]]
+    assert receiver.count() == dict.fromkeys(PAID_EVENTS, 1)
+
+
+async def test_cancelling_leads_back_and_the_session_can_still_be_paid(
+    client: StandInClient,
+) -> None:
+    session = await client.checkout()
+
+    assert await client.press(session["url"], "cancel") == (
+        200,
+        {"ok": True, "redirect": "http://localhost/back"},
+    )
+
+    _, after, _ = await client.call("GET", f"/v1/checkout/sessions/{session['id']}")
+    assert after == session
+    assert (await client.press(session["url"], "pay"))[0] == 200
+
+
+async def test_a_hundred_payments_at_once_are_all_delivered(
+    client: StandInClient, receiver: Receiver
+) -> None:
+    sessions = [await client.paid() for _ in range(2)]
+    sessions += await asyncio.gather(*(client.paid() for _ in range(98)))
+
+    ledger = await all_delivered(client, 300)
+
+    assert receiver.count() == dict.fromkeys(PAID_EVENTS, 100)
+    assert len({webhook.event["id"] for webhook in receiver.got}) == 300
+    paid = {payment["checkout_session"]: payment["id"] for payment in ledger["payments"]}
+    assert paid == {session["id"]: session["payment_intent"] for session in sessions}
+
+
+# --- expiry ----------------------------------------------------------------------------------
+
+
+async def test_a_session_whose_time_is_over_expires_by_itself(
+    tmp_path: Path, webhook_url: str, receiver: Receiver
+) -> None:
+    clock = Clock(time.time())
+    async with stand_in(tmp_path, webhook_url, now=clock) as client:
+        session = await client.checkout(expires_at=str(int(clock.now) + 1800))
+        clock.now += 1801
+
+        expired = (await receiver.wait_for("checkout.session.expired")).event["data"]["object"]
+
+        assert (expired["id"], expired["status"]) == (session["id"], "expired")
+        assert expired["url"] is None
+        status, told = await client.press(session["url"], "pay")
+        assert (status, told["error"]["code"]) == (409, "expired")
+        assert (await client.ledger())["payments"] == []
+
+
+async def test_a_session_can_be_expired_once_and_only_while_open(
+    client: StandInClient, receiver: Receiver
+) -> None:
+    session = await client.checkout()
+    path = f"/v1/checkout/sessions/{session['id']}/expire"
+
+    status, expired, _ = await client.call("POST", path)
+    again, error, _ = await client.call("POST", path)
+
+    assert (status, expired["status"]) == (200, "expired")
+    assert (again, error["error"]["type"]) == (400, "invalid_request_error")
+    await all_delivered(client, 1)
+    assert receiver.count() == {"checkout.session.expired": 1}
+
+
+# --- refunds ---------------------------------------------------------------------------------
+
+
+async def test_a_refund_in_two_parts_gives_back_all_and_no_more(
+    client: StandInClient, receiver: Receiver
+) -> None:
+    intent = (await client.paid())["payment_intent"]
+
+    _, part, _ = await client.call(
+        "POST", "/v1/refunds", {"payment_intent": intent, "amount": "1000"}
+    )
+    too_much = await client.call(
+        "POST", "/v1/refunds", {"payment_intent": intent, "amount": "1501"}
+    )
+    _, rest, _ = await client.call("POST", "/v1/refunds", {"charge": part["charge"]})
+    nothing_left = await client.call("POST", "/v1/refunds", {"payment_intent": intent})
+
+    assert (part["amount"], rest["amount"], rest["status"]) == (1000, 1500, "succeeded")
+    assert (too_much[0], too_much[1]["error"]["param"]) == (400, "amount")
+    assert (nothing_left[0], nothing_left[1]["error"]["code"]) == (400, "charge_already_refunded")
+    ledger = await all_delivered(client, 7)
+    assert [payment["amount_refunded"] for payment in ledger["payments"]] == [2500]
+    assert [refund["amount"] for refund in ledger["refunds"]] == [1000, 1500]
+    charges = sorted(
+        (hook.event["data"]["object"]["amount_refunded"], hook.event["data"]["object"]["refunded"])
+        for hook in receiver.got
+        if hook.event["type"] == "charge.refunded"
+    )
+    assert charges == [(1000, False), (2500, True)]
+    assert receiver.count()["refund.created"] == 2
+    _, shown, _ = await client.call("GET", f"/v1/refunds/{rest['id']}")
+    assert shown == rest
+
+
+# --- idempotency -----------------------------------------------------------------------------
+
+
+async def test_a_key_gives_the_first_answer_again_even_after_a_restart(
+    tmp_path: Path, webhook_url: str
+) -> None:
+    async with stand_in(tmp_path, webhook_url) as client:
+        _, first, told = await client.call("POST", "/v1/checkout/sessions", CHECKOUT, key="k")
+        assert "idempotent-replayed" not in told
+        _, other, _ = await client.call("POST", "/v1/checkout/sessions", CHECKOUT, key="k2")
+        assert other["id"] != first["id"]
+
+    async with stand_in(tmp_path, webhook_url) as client:
+        status, again, told = await client.call("POST", "/v1/checkout/sessions", CHECKOUT, key="k")
+        changed = CHECKOUT | {"client_reference_id": "payment-2"}
+        refused, error, _ = await client.call("POST", "/v1/checkout/sessions", changed, key="k")
+        _, listed, _ = await client.call("GET", "/v1/checkout/sessions")
+
+    assert (status, again) == (200, first)
+    assert told["idempotent-replayed"] == "true"
+    assert (refused, error["error"]["type"]) == (400, "idempotency_error")
+    assert [session["id"] for session in listed["data"]] == [other["id"], first["id"]]
+
+
+async def test_a_refund_repeated_with_its_key_is_one_refund(client: StandInClient) -> None:
+    form = {"payment_intent": (await client.paid())["payment_intent"]}
+
+    answers = await asyncio.gather(
+        *(client.call("POST", "/v1/refunds", form, key="refund-1") for _ in range(10))
+    )
+
+    assert len({refund["id"] for _, refund, _ in answers}) == 1
+    assert len((await client.ledger())["refunds"]) == 1
+
+
+async def test_a_refused_form_does_not_use_up_its_key(client: StandInClient) -> None:
+    wrong = CHECKOUT | {"mode": "setup"}
+    assert (await client.call("POST", "/v1/checkout/sessions", wrong, key="k"))[0] == 400
+
+    assert (await client.call("POST", "/v1/checkout/sessions", CHECKOUT, key="k"))[0] == 200
+
+
+# --- bad input -------------------------------------------------------------------------------
+
+PRICE = "line_items[0][price_data]"
+QUANTITY = "line_items[0][quantity]"
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    ("changed", "code", "param"),
+    [
+        ({"colour": "red"}, "parameter_unknown", "colour"),
+        ({f"{PRICE}[colour]": "red"}, "parameter_unknown", f"{PRICE}[colour]"),
+        ({"mode": "setup"}, None, "mode"),
+        ({QUANTITY: "some"}, "parameter_invalid_integer", QUANTITY),
+        ({QUANTITY: "0"}, "parameter_invalid_integer", QUANTITY),
+        ({f"{PRICE}[unit_amount]": "-1"}, "parameter_invalid_integer", f"{PRICE}[unit_amount]"),
+        ({f"{PRICE}[unit_amount]": "9" * 5000}, None, f"{PRICE}[unit_amount]"),
+        ({f"{PRICE}[unit_amount]": "49"}, "amount_too_small", "line_items"),
+        ({f"{PRICE}[currency]": "dollars"}, None, f"{PRICE}[currency]"),
+        ({"line_items[2][quantity]": "1"}, None, "line_items"),
+        ({"line_items": "one"}, None, "line_items"),
+        ({"success_url": "/done"}, "url_invalid", "success_url"),
+        ({"cancel_url": "javascript:alert(1)"}, "url_invalid", "cancel_url"),
+        ({"cancel_url": "http://a\r\nX-B: c/"}, "url_invalid", "cancel_url"),
+        ({"customer_email": "ann"}, "email_invalid", "customer_email"),
+        ({"expires_at": "1"}, None, "expires_at"),
+        ({"expires_at": "9" * 30}, None, "expires_at"),
+        ({"metadata[plan]": "x" * 501}, None, "metadata"),
+        ({"metadata[a][b][c]": "x"}, None, "metadata"),
+        ({"a[b][c][d][e][f][g]": "x"}, None, "a"),
+    ],
+)  # fmt: skip
+async def test_a_wrong_parameter_is_refused_by_name(
+    unchanged: StandInClient, changed: dict[str, str], code: str | None, param: str
+) -> None:
+    status, answer, _ = await unchanged.call("POST", "/v1/checkout/sessions", CHECKOUT | changed)
+
+    assert status == 400
+    error = answer["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+    assert code is None or error["code"] == code
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_missing_parameter_is_named(unchanged: StandInClient) -> None:
+    without = {name: value for name, value in CHECKOUT.items() if name != "success_url"}
+
+    status, answer, _ = await unchanged.call("POST", "/v1/checkout/sessions", without)
+
+    assert (status, answer["error"]["code"]) == (400, "parameter_missing")
+    assert answer["error"]["param"] == "success_url"
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    ("method", "path", "body", "expected"),
+    [
+        ("POST", "/v1/refunds", b"", 400),
+        ("POST", "/v1/refunds", b"payment_intent=pi_none", 404),
+        ("POST", "/v1/refunds", b"charge=ch_none", 404),
+        ("POST", "/v1/refunds", b"charge=ch_none&payment_intent=pi_none", 400),
+        ("POST", "/v1/refunds", b"\xff\xfe%ff=1", 400),
+        ("POST", "/v1/refunds", b'{"charge": "ch_none"}', 400),
+        ("POST", "/v1/refunds", b"a=1&a[b]=2", 400),
+        ("POST", "/v1/refunds", b"a[b]=2&a=1", 400),
+        ("POST", "/v1/refunds", b"x=1&" * 1000, 400),
+        ("POST", "/v1/refunds", b"charge=" + b"x" * 65536, 413),
+        ("GET", "/v1/refunds/re_none", b"", 404),
+        ("GET", "/v1/checkout/sessions/cs_none", b"", 404),
+        ("GET", "/v1/checkout/sessions?limit=0", b"", 400),
+        ("GET", "/v1/checkout/sessions?limit=many", b"", 400),
+        ("GET", "/v1/payment_intents/%00%ff", b"", 404),
+        ("GET", "/v1/events/evt_none", b"", 404),
+        ("GET", "/v1/customers", b"", 404),
+        ("DELETE", "/v1/refunds", b"", 404),
+        ("PATCH", "/v1/refunds", b"", 404),
+    ],
+)
+async def test_what_cannot_be_done_has_stripes_error_shape(
+    unchanged: StandInClient, method: str, path: str, body: bytes, expected: int
+) -> None:
+    status, answer, headers = await unchanged.call(method, path, body)
+
+    assert status == expected
+    assert answer["error"]["type"] == "invalid_request_error"
+    assert answer["error"]["message"]
+    assert headers["request-id"].startswith("req_")
+
+
+@given(st.binary(max_size=200) | st.text("ab[]=&%0", max_size=60).map(str.encode))
+def test_any_bytes_are_refused_and_never_a_fault(raw: bytes) -> None:
+    """Nothing but ApiError comes out, and no form without a price is a checkout."""
+    with pytest.raises(ApiError) as refused:
+        read(parse_form(raw), CheckoutParams)
+
+    assert refused.value.status == 400
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("secret", [None, "", "sk_test_other", "sk_live_" + "x" * 24])
+async def test_without_the_key_nothing_is_answered(
+    unchanged: StandInClient, secret: str | None
+) -> None:
+    status, answer, _ = await unchanged.call(
+        "POST", "/v1/checkout/sessions", CHECKOUT, secret=secret
+    )
+
+    assert (status, answer["error"]["type"]) == (401, "invalid_request_error")
+    assert "x" * 24 not in str(answer)
+
+
+@pytest.mark.parametrize(
+    ("key", "webhook_secret"), [("sk_live_x", "whsec_x"), ("", "whsec_x"), ("sk_test_x", "")]
+)
+def test_it_is_not_made_with_a_live_key_or_without_secrets(
+    tmp_path: Path, key: str, webhook_secret: str
+) -> None:
+    with pytest.raises(ValueError, match=r"STRIPE_\w+"):
+        create_app(key, webhook_secret, "http://127.0.0.1:1/webhook", tmp_path)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- delivery --------------------------------------------------------------------------------
+
+
+async def test_a_receiver_that_is_away_gets_the_events_when_it_is_back(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    away = free_socket()  # bound and not listening: connections are refused
+    host, port = away.getsockname()
+    async with stand_in(tmp_path, f"http://{host}:{port}/webhook") as client:
+        await client.paid()
+
+        async with serving(receiver.app(), away):
+            await all_delivered(client, 3)
+
+    assert receiver.count() == dict.fromkeys(PAID_EVENTS, 1)
+
+
+async def test_an_answer_that_is_not_2xx_is_tried_again_with_the_same_bytes(
+    client: StandInClient, receiver: Receiver
+) -> None:
+    receiver.status = 500
+    await client.paid()
+    await eventually(lambda: len(receiver.got) >= 6)
+    receiver.status = 204
+
+    await all_delivered(client, 3)
+
+    bodies = {webhook.event["id"]: webhook.raw for webhook in receiver.got}
+    assert len(bodies) == 3
+    assert all(webhook.raw == bodies[webhook.event["id"]] for webhook in receiver.got)
+
+
+async def test_it_gives_up_after_its_attempts_and_goes_on(
+    tmp_path: Path, webhook_url: str, receiver: Receiver
+) -> None:
+    receiver.status = 500
+    async with stand_in(tmp_path, webhook_url, attempts=3) as client:
+        await client.paid()
+
+        async def given_up() -> bool:
+            counts = (await client.ledger())["deliveries"]
+            return bool(counts == {"waiting": 0, "sending": 0, "delivered": 0, "given_up": 3})
+
+        await eventually(given_up)
+        assert receiver.count() == dict.fromkeys(PAID_EVENTS, 3)
+        receiver.status = 200
+        await client.paid()
+        await all_delivered(client, 3)
+
+
+async def test_a_restart_delivers_what_the_last_life_could_not(
+    tmp_path: Path, webhook_url: str, receiver: Receiver
+) -> None:
+    async with stand_in(tmp_path, "http://127.0.0.1:1/webhook") as client:
+        paid = await client.paid()
+
+    async with stand_in(tmp_path, webhook_url) as client:
+        await all_delivered(client, 3)
+        _, session, _ = await client.call("GET", f"/v1/checkout/sessions/{paid['id']}")
+
+    assert receiver.count() == dict.fromkeys(PAID_EVENTS, 1)
+    assert session == paid
+
+
+async def test_one_event_can_be_delivered_again_many_times_at_once(
+    client: StandInClient, receiver: Receiver
+) -> None:
+    await client.paid()
+    await all_delivered(client, 3)
+    first = await receiver.wait_for("checkout.session.completed")
+
+    async with client.http.post(
+        f"{client.url}/_standin/deliver", json={"event_id": first.event["id"], "times": 50}
+    ) as response:
+        assert await response.json() == {"statuses": [200] * 50}
+
+    assert [hook.raw for hook in receiver.got if hook.raw == first.raw] == [first.raw] * 51
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b'{"event_id":"evt_none"}', b'{"event_id":"e","times":0}']
+)
+async def test_an_event_that_is_not_there_is_not_delivered(
+    client: StandInClient, receiver: Receiver, body: bytes
+) -> None:
+    async with client.http.post(f"{client.url}/_standin/deliver", data=body) as response:
+        assert response.status in (400, 404)
+
+    assert receiver.got == []
+
+
+def test_control_answers_this_machine_only(tmp_path: Path) -> None:
+    app = create_app(
+        STRIPE_SECRET_KEY, STRIPE_WEBHOOK_SECRET, "http://127.0.0.1:1/webhook", tmp_path
+    )
+
+    with TestClient(app, client=("203.0.113.9", 40000)) as stranger:
+        assert stranger.get("/_standin/ledger").status_code == 404
+        assert stranger.post("/_standin/deliver", json={"event_id": "evt"}).status_code == 404
+
+
+# --- objects ---------------------------------------------------------------------------------
+
+
+def unknown_keys(shown: Json, kind: type[stripe.StripeObject], path: str = "") -> list[str]:
+    """Keys, at any depth, that stripe's own class does not name."""
+    named: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        named |= inspect.get_annotations(base)
+    unknown = [f"{path}{key}" for key in shown if key not in named]
+    for key, value in shown.items():
+        inner = nested_class(named.get(key))
+        if isinstance(value, dict) and inner is not None:
+            unknown += unknown_keys(value, inner, f"{path}{key}.")
+    return unknown
+
+
+def nested_class(annotation: Any) -> type[stripe.StripeObject] | None:
+    """The resource class in `Optional[Inner]`, where it is one with fields of its own."""
+    for candidate in (annotation, *typing.get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, stripe.StripeObject):
+            return candidate if inspect.get_annotations(candidate) else None
+    return None
+
+
+async def test_every_key_sent_is_one_that_stripes_own_types_name(
+    client: StandInClient, receiver: Receiver
+) -> None:
+    paid = await client.paid()
+    intent = paid["payment_intent"]
+    _, refund, _ = await client.call("POST", "/v1/refunds", {"payment_intent": intent})
+    await all_delivered(client, 5)
+    _, payment_intent, _ = await client.call("GET", f"/v1/payment_intents/{intent}")
+    refunded = (await receiver.wait_for("charge.refunded")).event
+
+    found = [
+        *unknown_keys(await client.checkout(), CheckoutSession),
+        *unknown_keys(paid, CheckoutSession),
+        *unknown_keys(payment_intent, stripe.PaymentIntent),
+        *unknown_keys(refunded["data"]["object"], stripe.Charge),
+        *unknown_keys(refund, stripe.Refund),
+        *unknown_keys(refunded, stripe.Event),
+    ]
+
+    assert found == []
+
+
+async def test_events_are_listed_newest_first_in_pages(
+    client: StandInClient, receiver: Receiver
+) -> None:
+    for _ in range(2):
+        await client.paid()
+    await all_delivered(client, 6)
+
+    _, page, _ = await client.call("GET", "/v1/events?limit=4")
+    _, rest, _ = await client.call("GET", f"/v1/events?starting_after={page['data'][-1]['id']}")
+    _, completed, _ = await client.call("GET", "/v1/events?type=checkout.session.completed")
+    _, one, _ = await client.call("GET", f"/v1/events/{page['data'][0]['id']}")
+
+    assert (page["object"], page["has_more"], rest["has_more"]) == ("list", True, False)
+    listed = [event["id"] for event in page["data"] + rest["data"]]
+    assert sorted(listed) == sorted(webhook.event["id"] for webhook in receiver.got)
+    assert {event["type"] for event in completed["data"]} == {"checkout.session.completed"}
+    assert len(completed["data"]) == 2
+    assert one == page["data"][0]
+
+
+# --- the page --------------------------------------------------------------------------------
+
+
+async def test_the_page_shows_what_is_paid_and_runs_nothing(client: StandInClient) -> None:
+    name = f"{PRICE}[product_data][name]"
+    session = await client.checkout(
+        **{name: "<script>alert(1)</script> & help", "success_url": "https://shop.example/done"}
+    )
+
+    async with client.http.get(session["url"]) as response:
+        shown = await response.text()
+        policy = response.headers["content-security-policy"]
+
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; help" in shown
+    assert "<script" not in shown
+    assert "$25.00" in shown
+    for button in ("pay", "cancel"):
+        assert f'<form method="post" action="/c/pay/{session["id"]}/{button}">' in shown
+    assert "stand-in" in shown
+    directives = dict(part.strip().split(" ", 1) for part in policy.split(";"))
+    assert directives["default-src"] == "'none'"
+    assert directives["form-action"] == "'self' http://localhost https://shop.example"
+    assert "unsafe" not in policy
+
+
+async def test_the_page_of_a_paid_session_has_no_buttons(client: StandInClient) -> None:
+    session = await client.checkout()
+    await client.press(session["url"], "pay")
+
+    async with client.http.get(session["url"]) as response:
+        shown = await response.text()
+    async with client.http.post(f"{session['url']}/pay") as again:
+        told = await again.text()
+
+    assert "<form" not in shown
+    assert "already made" in shown
+    assert again.status == 409
+    assert "already made" in told
+
+
+async def test_the_page_of_an_unknown_session_is_not_there(client: StandInClient) -> None:
+    async with client.http.get(f"{client.url}/c/pay/cs_test_<b>") as response:
+        assert response.status == 404
+        assert "<b>" not in await response.text()
+    assert (await client.press(f"{client.url}/c/pay/cs_none", "pay"))[0] == 404
+
+
+# --- the process -----------------------------------------------------------------------------
+
+
+async def start(data_dir: Path, secret_key: str = STRIPE_SECRET_KEY) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "dispatch.stripe_standin", "--port", "0"),
+        *("--data-dir", str(data_dir), "--webhook-url", "http://127.0.0.1:1/webhook"),
+        env=os.environ
+        | {"STRIPE_SECRET_KEY": secret_key, "STRIPE_WEBHOOK_SECRET": STRIPE_WEBHOOK_SECRET},
+        stderr=PIPE,
+    )
+
+
+async def test_the_process_says_where_it_listens_and_leaves_when_told(tmp_path: Path) -> None:
+    process = await start(tmp_path)
+    assert process.stderr is not None
+    ready = (await process.stderr.readline()).decode()
+    assert ready.startswith("stand-in for Stripe on http://127.0.0.1:")
+
+    second = await start(tmp_path)  # while the first holds the ledger
+    _, refused = await second.communicate()
+    process.send_signal(signal.SIGTERM)
+    _, rest = await process.communicate()
+
+    assert (second.returncode, len(refused.splitlines())) == (1, 1)
+    assert (process.returncode, rest) == (0, b"")
+
+
+async def test_the_process_refuses_a_live_key(tmp_path: Path) -> None:
+    process = await start(tmp_path, "sk_live_secret")
+    _, told = await process.communicate()
+
+    assert process.returncode == 2
+    assert b"sk_test_" in told
+    assert b"sk_live_secret" not in told
