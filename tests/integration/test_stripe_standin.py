@@ -12,12 +12,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import pytest_asyncio
 import stripe
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.testclient import TestClient
 from stripe.checkout import Session as CheckoutSession
 
 from dispatch.stripe_standin import create_app
@@ -485,14 +485,18 @@ async def test_an_event_that_is_not_there_is_not_delivered(
     assert receiver.got == []
 
 
-def test_control_answers_this_machine_only(tmp_path: Path) -> None:
+async def test_control_answers_this_machine_only(tmp_path: Path) -> None:
     app = create_app(
         STRIPE_SECRET_KEY, STRIPE_WEBHOOK_SECRET, "http://127.0.0.1:1/webhook", tmp_path
     )
 
-    with TestClient(app, client=("203.0.113.9", 40000)) as stranger:
-        assert stranger.get("/_standin/ledger").status_code == 404
-        assert stranger.post("/_standin/deliver", json={"event_id": "evt"}).status_code == 404
+    elsewhere = httpx2.ASGITransport(app, client=("203.0.113.9", 40000))
+    async with (
+        app.router.lifespan_context(app),
+        httpx2.AsyncClient(transport=elsewhere, base_url="http://stand-in") as stranger,
+    ):
+        for asked in (stranger.get("/_standin/ledger"), stranger.post("/_standin/deliver")):
+            assert (await asked).status_code == 404
 
 
 # --- objects ---------------------------------------------------------------------------------
