@@ -176,15 +176,13 @@ class Config:
 
     def with_embedded(self, values: Mapping[str, Any]) -> Self:
         """The same with what the embedded servers gave; what the environment set stays."""
-        given = {name: value for name, value in values.items() if not self._is_set(name)}
-        given |= {name: values[name] for name in ("database_url", "redis_url") if name in values}
-        sources = {**self.sources, **dict.fromkeys(given, "embedded")}
-        return dataclasses.replace(self, **given, sources=sources)
+        given = {name: new for name, new in values.items() if self.sources.get(name) == "embedded"}
+        return dataclasses.replace(self, **given)
 
     def listening_on(self, port: int) -> Self:
         """The same for the port that was bound, with the URL and origins that follow from it."""
         config = dataclasses.replace(self, port=port)
-        local = f"http://{_bracketed(_reachable(self.host))}:{port}"
+        local = f"http://{bracketed(reachable(self.host))}:{port}"
         public_url = self.public_url if self._is_set("public_url") else local
         allowed = self.allowed_origins
         if not self._is_set("allowed_origins"):
@@ -197,16 +195,18 @@ class Config:
         return self.sources.get(name) in ("environment", "option")
 
 
-def _bracketed(host: str) -> str:
+def bracketed(host: str) -> str:
+    """The host as a URL writes it: an IPv6 address stands in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
-def _reachable(host: str) -> str:
+def reachable(host: str) -> str:
+    """The host by which this machine reaches a server bound to it: a wildcard is no address."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def _is_local(host: str) -> bool:
-    return _reachable(host) in ("127.0.0.1", "::1", "localhost")
+    return reachable(host) in ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -241,33 +241,44 @@ def load(
     `embedded_dir`, `host` and `port` are the options of the command line and win over variables.
     Raises ConfigError naming everything that is wrong or missing.
     """
+    environ = {name: text.strip() for name, text in environ.items() if text.strip()}
+    embedded = embedded_dir is not None or not {"DATABASE_URL", "REDIS_URL"} & environ.keys()
+    options = {"DISPATCH_DATA_DIR": embedded_dir, "DISPATCH_HOST": host, "DISPATCH_PORT": port}
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     problems: list[str] = []
-    environ = {name: text.strip() for name, text in environ.items() if text.strip()}
-    options = {"DISPATCH_DATA_DIR": embedded_dir, "DISPATCH_HOST": host, "DISPATCH_PORT": port}
     for setting in dataclasses.fields(Config):
-        variable = setting.metadata.get("variable")
-        option = options.get(variable) if variable else None
-        text = str(option) if option is not None else environ.get(variable or "")
-        if text is None:
+        variable = setting.metadata.get("variable", "")
+        option = options.get(variable)
+        text = environ.get(variable) if option is None else str(option)
+        if text is None or (embedded and setting.name in _SERVERS):
             continue
         try:
             values[setting.name] = setting.metadata["parse"](text)
             sources[setting.name] = "environment" if option is None else "option"
         except ValueError as error:
             problems.append(f"{variable} {error}")
-    embedded = embedded_dir is not None or not {"DATABASE_URL", "REDIS_URL"} & environ.keys()
-    if embedded:
-        for name in ("database_url", "redis_url"):
-            values.pop(name, None)
-            sources[name] = "embedded"
     problems += _missing(environ, embedded)
     if problems:
         raise ConfigError(problems)
+    if embedded:
+        to_come = _SERVERS | {name: no for name, no in _GENERATED.items() if name not in sources}
+        if "stripe_secret_key" in sources:  # Stripe's own key: the stand-in's address is not for it
+            to_come.pop("stripe_api_base", None)
+        values |= to_come
+        sources |= dict.fromkeys(to_come, "embedded")
     config = Config(**values, embedded=embedded, sources=sources)
     return config.listening_on(config.port)
 
+
+# What embedded servers give: always, and where nothing else is set. Empty until they run.
+_SERVERS: dict[str, Any] = {"database_url": "", "redis_url": ""}
+_GENERATED: dict[str, Any] = {
+    "jwt_secret": "",
+    "stripe_secret_key": "",
+    "stripe_webhook_secrets": (),
+    "stripe_api_base": "",
+}
 
 # Each of these is one feature: with only some of its settings it would fail when first used.
 _TOGETHER = (

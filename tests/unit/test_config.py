@@ -165,17 +165,35 @@ def test_an_embedded_folder_on_the_command_line_wins_over_urls() -> None:
     assert config.sources["data_dir"] == "option"
 
 
-def test_what_the_embedded_servers_generate_fills_in_only_what_was_not_set() -> None:
-    config = load({"DISPATCH_JWT_SECRET": "mine" * 8})
-    generated = {"database_url": "postgresql://e/d", "redis_url": "redis://e", "jwt_secret": "x"}
+GENERATED = {
+    "database_url": "postgresql://e/d",
+    "redis_url": "redis://e",
+    "jwt_secret": "generated" * 4,
+    "stripe_secret_key": "sk_test_e",
+    "stripe_webhook_secrets": ("whsec_e",),
+    "stripe_api_base": "http://127.0.0.1:4242",
+}
 
-    filled = config.with_embedded({**generated, "stripe_secret_key": "sk_test_e"})
+
+def test_what_the_embedded_servers_generate_fills_in_only_what_was_not_set() -> None:
+    filled = load({"DISPATCH_JWT_SECRET": "mine" * 8}).with_embedded(GENERATED)
 
     assert filled.database_url == "postgresql://e/d"
     assert filled.jwt_secret == "mine" * 8
     assert filled.stripe_secret_key == "sk_test_e"
+    assert filled.stripe_api_base == "http://127.0.0.1:4242"
     assert filled.sources["stripe_secret_key"] == "embedded"
     assert filled.sources["jwt_secret"] == "environment"
+
+
+def test_a_key_of_stripes_never_goes_to_the_stand_in() -> None:
+    mine = {"STRIPE_SECRET_KEY": "sk_test_mine", "STRIPE_WEBHOOK_SECRET": "whsec_mine"}
+
+    filled = load(mine).with_embedded(GENERATED)
+
+    assert filled.stripe_secret_key == "sk_test_mine"
+    assert filled.stripe_webhook_secrets == ("whsec_mine",)
+    assert filled.stripe_api_base == "https://api.stripe.com"
 
 
 @pytest.mark.parametrize(
