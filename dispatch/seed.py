@@ -27,7 +27,7 @@ from dispatch.config import Config
 from dispatch.core.types import Role
 from dispatch.database import Connection, unavailable_when_lost
 from dispatch.errors import ConfigError, StartError
-from dispatch.migrate import connect
+from dispatch.migrate import CONNECT_SECONDS, connect
 
 DEFAULT_MECHANICS: Final = 16
 DEFAULT_CUSTOMERS: Final = 12
@@ -101,7 +101,7 @@ async def seed_demo(config: Config, mechanics: int | None, customers: int | None
     except asyncpg.UndefinedTableError:
         raise StartError("the database has no tables yet: run `dispatch migrate` first") from None
     finally:
-        connection.terminate()
+        await connection.close(timeout=CONNECT_SECONDS)
 
 
 # --- who is in it: pure ---------------------------------------------------------------------------
@@ -229,7 +229,7 @@ async def _users(connection: Connection, people: Sequence[_Somebody]) -> Mapping
     roles = {row["email"]: row["role"] for row in present}
     for person in people:
         if roles.get(person.email, person.role) != person.role:
-            raise StartError(f"{person.email} is not a {person.role}: the city has no place for it")
+            raise StartError(f"{person.email} belongs to a user who is no {person.role}")
     missing = [person for person in people if person.email not in roles]
     passwords = list({person.password for person in missing})
     hashes = await asyncio.gather(*(hash_password(password) for password in passwords))
