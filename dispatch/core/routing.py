@@ -11,7 +11,7 @@ each of its own mechanics; the judge in Postgres applies the same rules to the o
     priority_broadcast   priority: the favourite, 100     open: favourite 100, everyone 50
 """
 
-from typing import Final, Literal
+from typing import Final, Literal, assert_never
 
 from msgspec import Struct
 
@@ -93,3 +93,5 @@ def terms(booking: Booking, candidate: Candidate) -> Terms:
             favourite = candidate.mechanic_id == booking.preferred_mechanic_id
             score = SCORE_FAVOURITE if favourite else SCORE_EVERYONE
             return Terms(score, preferred=favourite, highlighted=favourite)
+        case _:  # pragma: no cover - mypy proves that there is no other
+            assert_never(booking.routing)
