@@ -56,6 +56,8 @@ async def unavailable_when_lost() -> AsyncIterator[None]:
     try:
         yield
     except AWAY as error:
+        if isinstance(error, ValueError):  # a wrong argument of ours, which asyncpg calls the same
+            raise
         raise Unavailable("the database is away, try again") from error
 
 

@@ -24,6 +24,7 @@ from msgspec.structs import replace
 from dispatch.core import messages, routing
 from dispatch.core.types import (
     Accept,
+    Answered,
     Ask,
     Booking,
     Cancel,
@@ -266,7 +267,7 @@ def _seen(booking: Booking, event: Seen, now: datetime, policy: Policy) -> Decis
         return Decision(booking)
     return Decision(
         replace(booking, next_attempt_at=None, message=messages.FAVOURITE_SAW),
-        (Log("seen", event.mechanic_id),),
+        (Answered(event.mechanic_id, "seen"), Log("seen", event.mechanic_id)),
     )
 
 
@@ -309,11 +310,14 @@ def _decline(booking: Booking, event: Decline, now: datetime, policy: Policy) ->
     if routing.not_meant(booking, event.candidate) is not None:
         return _reject(booking, event, "not_found")
     declined = replace(booking, excluded=(*booking.excluded, mechanic_id))
-    log = Log("declined", mechanic_id, event.reason)
+    answered = (
+        Answered(mechanic_id, "declined", event.reason),
+        Log("declined", mechanic_id, event.reason),
+    )
     if booking.stage is not Stage.PRIORITY:
-        return Decision(declined, (log,))
+        return Decision(declined, answered)
     fallen = _fall_back(declined, "declined", now)
-    return replace(fallen, effects=(log, *fallen.effects))
+    return replace(fallen, effects=(*answered, *fallen.effects))
 
 
 def _favourite_lost(

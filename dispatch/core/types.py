@@ -280,11 +280,19 @@ class Ask(Struct, frozen=True):
     attempt: int
 
 
+class Answered(Struct, frozen=True):
+    """A mechanic saw or declined the present round (kept in `offers`)."""
+
+    mechanic_id: UUID
+    status: Literal["seen", "declined"]
+    reason: str | None = None
+
+
 class Warn(Struct, frozen=True):
     """The participants are told that the session's end is near."""
 
 
-Effect = Log | Refund | EndRound | StartRound | Ask | Warn
+Effect = Log | Refund | EndRound | StartRound | Ask | Answered | Warn
 
 
 class Rejection(Struct, frozen=True):

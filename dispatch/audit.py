@@ -1,0 +1,96 @@
+"""The audit trail of routing: what this node decided, sent and heard, written in batches (R8).
+
+One job: gather rows off the hot path and write them every half second. At most that much is lost
+with a killed node, and explain shows it as unknown. Imports `core` and `store`; while Postgres is
+away the rows are kept, up to a bound, and the oldest are dropped beyond it with a warning.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from dispatch.core.types import Booking, Stage
+from dispatch.errors import Unavailable
+from dispatch.store import DecisionBatch, Store
+
+log = logging.getLogger(__name__)
+
+FLUSH_SECONDS: Final = 0.5
+MAX_BATCHES: Final = 10_000
+
+
+class Audit:
+    """One node's part of the trail."""
+
+    def __init__(self, store: Store, node_id: UUID, now: Callable[[], datetime]) -> None:
+        self._store = store
+        self._node_id = node_id
+        self._now = now
+        self._next_batch = 1
+        self._batches: dict[tuple[UUID, int, Stage], DecisionBatch] = {}
+
+    def offered(self, booking: Booking, mechanic_id: UUID, score: int) -> None:
+        """An offer was written to a mechanic's sockets."""
+        batch = self._batch(booking)
+        batch.mechanic_ids.append(mechanic_id)
+        batch.scores.append(score)
+        batch.sent_at.append(self._now())
+
+    def excluded(self, booking: Booking, mechanic_id: UUID, reason: str) -> None:
+        """A connected mechanic was not offered this stage."""
+        batch = self._batch(booking)
+        batch.excluded_ids.append(mechanic_id)
+        batch.excluded_reasons.append(reason)
+
+    def seen(self, booking: Booking, mechanic_id: UUID) -> None:
+        """A mechanic's client showed the card."""
+        batch = self._batch(booking)
+        batch.seen_mechanic_ids.append(mechanic_id)
+        batch.seen_at.append(self._now())
+
+    async def run(self) -> None:
+        """Writes what was gathered, until cancelled."""
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Writes what was gathered now; keeps it for later when Postgres is away."""
+        if not self._batches:
+            return
+        written, self._batches = self._batches, {}
+        try:
+            await self._store.write_decisions(written.values())
+        except Unavailable:
+            kept = {**written, **self._batches}
+            while len(kept) > MAX_BATCHES:
+                del kept[next(iter(kept))]
+                log.warning("audit: a batch was dropped, the database is away for too long")
+            self._batches = kept
+
+    def _batch(self, booking: Booking) -> DecisionBatch:
+        assert booking.stage is not None
+        key = (booking.request_id, booking.generation, booking.stage)
+        batch = self._batches.get(key)
+        if batch is None:
+            batch = self._batches[key] = DecisionBatch(
+                request_id=booking.request_id,
+                generation=booking.generation,
+                stage=booking.stage.value,
+                node_id=self._node_id,
+                batch=self._next_batch,
+                strategy=booking.routing.value,
+                mechanic_ids=[],
+                scores=[],
+                sent_at=[],
+                excluded_ids=[],
+                excluded_reasons=[],
+                seen_mechanic_ids=[],
+                seen_at=[],
+                at=self._now(),
+            )
+            self._next_batch += 1
+        return batch

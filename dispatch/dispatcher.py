@@ -1,0 +1,394 @@
+"""The story of a booking: load, decide, commit, perform. The one module that knows it all.
+
+One job: carry every event of a booking to its rows and its consequences. Each change is one
+transaction that locks the booking, lets the pure core decide by the database's clock, and writes
+what was decided; only then is anybody told: this node's own sockets, the other nodes by one hint,
+and this node's timers. Accepting is one call of the judge in Postgres.
+
+It fails with `Unavailable` (Postgres is away: nothing was changed, or the caller cannot know and
+asks again), `NotFound`, and `Rejected`, which carries the core's code for why nothing changed.
+"""
+
+import logging
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Final, assert_never
+from uuid import UUID, uuid4
+
+import asyncpg
+from msgspec import Struct
+from msgspec.structs import replace
+
+from dispatch import payments
+from dispatch.board import Board
+from dispatch.core import lifecycle, messages, routing
+from dispatch.core.types import (
+    Answered,
+    Ask,
+    Booking,
+    Cancel,
+    Candidate,
+    Decision,
+    Decline,
+    Due,
+    Effect,
+    End,
+    EndRound,
+    Event,
+    FavouriteLost,
+    Join,
+    Log,
+    MechanicCancel,
+    Open,
+    Policy,
+    Presence,
+    Refund,
+    Rejection,
+    RequestStatus,
+    Role,
+    Routing,
+    Seen,
+    Stage,
+    StartRound,
+    Warn,
+    Widen,
+)
+from dispatch.errors import Conflict, NotFound
+from dispatch.fanout import Fanout
+from dispatch.hints import BookingChanged, Entry, Hint, MechanicChanged, SessionWarned
+from dispatch.hub import Socket
+from dispatch.presence import PresenceRegistry
+from dispatch.store import Facts, Locked, Store
+from dispatch.tasks import Tasks
+from dispatch.timers import Clock, Timers
+
+log = logging.getLogger(__name__)
+
+# More deadlines of one booking than this cannot be due at once.
+_MAX_STEPS: Final = 8
+_NOT_EARLY: Final = timedelta(milliseconds=5)
+
+
+class Rejected(Conflict):
+    """The core refused: `code` for the client; state and event are in the message."""
+
+    def __init__(self, rejection: Rejection) -> None:
+        super().__init__(
+            rejection.code, f"{rejection.event} is not possible in state {rejection.state}"
+        )
+
+
+class Answer(Struct, frozen=True):
+    """The answer to an accept: a session for the winner, a reason for a loser."""
+
+    session_id: UUID | None = None
+    request_id: UUID | None = None
+    reason: str | None = None
+
+
+class Dispatcher:
+    """Every way in which a booking changes, on any node."""
+
+    def __init__(
+        self,
+        store: Store,
+        board: Board,
+        fanout: Fanout,
+        presence: PresenceRegistry,
+        clock: Clock,
+        tasks: Tasks,
+        *,
+        publish: Callable[[Hint], None],
+        refunds_queued: Callable[[], None],
+        policy: Policy,
+    ) -> None:
+        self._store = store
+        self._board = board
+        self._fanout = fanout
+        self._presence = presence
+        self._clock = clock
+        self._tasks = tasks
+        self._publish = publish
+        self._refunds_queued = refunds_queued
+        self._policy = policy
+        self.timers = Timers(clock, self._timer_fired)
+
+    # --- time
+
+    async def fire(self, request_id: UUID) -> None:
+        """Lets whatever is due of this booking happen: the opening, a deadline, a lost favourite.
+
+        Safe at any time, twice, and on every node: what is not due by the database's clock changes
+        nothing.
+        """
+        entry = self._board.get(request_id) or await self._store.entry(request_id)
+        for _ in range(_MAX_STEPS):
+            if entry is None:
+                return
+            try:
+                entry = await self._change(request_id, await self._due_event(entry.booking))
+            except Rejected:
+                self._arm(entry.booking, not_before=self._clock.now() + _NOT_EARLY)
+                return
+            except asyncpg.UniqueViolationError:
+                log.info("request %s stays scheduled: its customer is busy", request_id)
+                return
+            due_at = lifecycle.due_at(entry.booking, self._policy)
+            if due_at is None or due_at > self._clock.now():
+                return
+
+    async def _due_event(self, booking: Booking) -> Event:
+        """What may be due of this booking, with what the core needs to know of people."""
+        opening = lifecycle.Deadline.OPENING in lifecycle.deadlines(booking, self._policy)
+        favourite = None
+        presence = Presence.UNKNOWN
+        if booking.preferred_mechanic_id is not None and (
+            opening or booking.stage is Stage.PRIORITY
+        ):
+            favourite = await self._store.candidate(booking.preferred_mechanic_id)
+        if not opening:
+            lost = self._why_lost(booking, favourite)
+            return Due() if lost is None else FavouriteLost(lost)
+        if favourite is not None:
+            known = await self._presence.look_up([favourite.mechanic_id])
+            presence = known[favourite.mechanic_id].presence
+        preferred_online = False
+        if booking.routing is Routing.HYBRID and booking.preferred_workshop_id is not None:
+            anyone = await self._presence.anyone_of_workshop(booking.preferred_workshop_id)
+            preferred_online = anyone is not Presence.OFFLINE
+        return Open(
+            favourite=favourite,
+            favourite_presence=presence,
+            preferred_online=preferred_online,
+        )
+
+    def _why_lost(self, booking: Booking, favourite: Candidate | None) -> str | None:
+        if booking.stage is not Stage.PRIORITY:
+            return None
+        if favourite is None:
+            return "gone"
+        return routing.exclusion(booking, favourite, self._policy.mechanic_capacity)
+
+    # --- mechanics
+
+    async def accept(
+        self,
+        mechanic_id: UUID,
+        offer_id: UUID,
+        accept_id: UUID,
+        answered: Socket | None = None,
+    ) -> Answer:
+        """First accept wins (O1). The same `accept_id` gets the same verdict (O2).
+
+        Only where this node knows that somebody else won this very round, and that this mechanic
+        was meant, it answers by itself; in every other case Postgres judges. `answered` is the
+        socket that the caller will answer: the winner's other devices are told from here.
+        """
+        if self._lost_for_certain(mechanic_id, offer_id):
+            return Answer(reason="taken")
+        try:
+            verdict = await self._store.accept(
+                offer_id,
+                mechanic_id,
+                accept_id,
+                capacity=self._policy.mechanic_capacity,
+                join_seconds=self._policy.join_seconds,
+                message=messages.ACCEPTED,
+            )
+        except asyncpg.UniqueViolationError:  # the backstop: her slot was taken meanwhile
+            return Answer(reason="busy")
+        if verdict.entry is not None:
+            self._announce(verdict.entry, answered)
+            self._release_other_favourites(mechanic_id)
+        if not verdict.won:
+            return Answer(reason=verdict.reason)
+        return Answer(session_id=verdict.session_id, request_id=verdict.request_id)
+
+    def _lost_for_certain(self, mechanic_id: UUID, offer_id: UUID) -> bool:
+        ended = self._board.ended_round(offer_id)
+        if ended is None or ended.offered is None or ended.winner in (None, mechanic_id):
+            return False
+        candidate = self._fanout.candidate(mechanic_id)
+        return candidate is not None and routing.not_meant(ended.offered, candidate) is None
+
+    def _release_other_favourites(self, mechanic_id: UUID) -> None:
+        """Whoever waits for her by name must not wait any longer (F4)."""
+        for entry in self._board.open_entries():
+            booking = entry.booking
+            if booking.stage is Stage.PRIORITY and booking.preferred_mechanic_id == mechanic_id:
+                self._timer_fired(booking.request_id)
+
+    async def decline(self, mechanic_id: UUID, offer_id: UUID, reason: str | None) -> None:
+        """She does not want this round; a favourite's decline falls back at once (F4)."""
+        entry = self._board.in_round(offer_id) or await self._store.entry_of_round(offer_id)
+        candidate = await self._store.candidate(mechanic_id)
+        if entry is None or candidate is None:
+            raise NotFound("no such offer")
+        await self._change(entry.booking.request_id, Decline(candidate, offer_id, reason))
+
+    async def seen(self, mechanic_id: UUID, offer_id: UUID) -> None:
+        """Her client showed the card; of a favourite's it ends the re-sends (O3)."""
+        entry = self._board.in_round(offer_id)
+        if entry is None or entry.booking.stage is None:
+            return
+        booking = entry.booking
+        self._fanout.note_seen(mechanic_id, booking)
+        named = booking.stage is Stage.PRIORITY and mechanic_id == booking.preferred_mechanic_id
+        if named and booking.next_attempt_at is not None:
+            await self._change(booking.request_id, Seen(mechanic_id))
+
+    async def set_available(self, mechanic_id: UUID, available: bool) -> Facts:
+        """Stores what she says of herself. The caller answers her, then calls `tell_facts`."""
+        facts = await self._store.set_available(mechanic_id, available)
+        if facts is None:
+            raise NotFound("no such mechanic")
+        return facts
+
+    def tell_facts(self, facts: Facts) -> None:
+        """Facts of a mechanic changed: her cards follow, here and on the other nodes (R10)."""
+        self._fanout.facts(facts.candidate, facts.changed_at)
+        self._publish(MechanicChanged(facts.candidate, facts.changed_at))
+        if not (facts.candidate.available and facts.candidate.approved):
+            self._release_other_favourites(facts.candidate.mechanic_id)
+
+    async def cancel_assignment(
+        self, mechanic_id: UUID, session_id: UUID, reason: str | None
+    ) -> None:
+        """She gives an accepted booking back (O4): it re-opens at once without her."""
+        entry = await self.participant_entry(mechanic_id, session_id)
+        await self._change(entry.booking.request_id, MechanicCancel(mechanic_id, reason))
+
+    # --- customers
+
+    async def cancel(self, customer_id: UUID, request_id: UUID) -> Entry:
+        """The customer gives up before anybody accepted; a payment is refunded (C6)."""
+        await self.customer_entry(customer_id, request_id)
+        return await self._change(request_id, Cancel())
+
+    async def widen(self, customer_id: UUID, request_id: UUID) -> Entry:
+        """A priority or head-start stage ends now (O6)."""
+        await self.customer_entry(customer_id, request_id)
+        return await self._change(request_id, Widen())
+
+    async def customer_entry(self, customer_id: UUID, request_id: UUID) -> Entry:
+        """The customer's own booking; `NotFound` for an unknown one and for somebody else's."""
+        entry = await self._store.entry(request_id)
+        if entry is None or entry.booking.customer_id != customer_id:
+            raise NotFound("no such request")
+        return entry
+
+    # --- both
+
+    async def join(self, user_id: UUID, role: Role, session_id: UUID) -> Entry:
+        """Enters the session; for a mechanic and a pending one this is accept and join (S6)."""
+        entry = await self._store.entry_of_session(session_id)
+        if entry is None or (role is Role.CUSTOMER and entry.booking.customer_id != user_id):
+            raise NotFound("no such session")
+        booking = entry.booking
+        if role is Role.MECHANIC and booking.mechanic_id != user_id:
+            await self._accept_to_join(user_id, booking)
+        return await self._change(booking.request_id, Join(user_id, role))
+
+    async def _accept_to_join(self, mechanic_id: UUID, booking: Booking) -> None:
+        """Through the same judge. Who was not meant must not learn that the session exists."""
+        answer = await self.accept(mechanic_id, booking.offer_id, uuid4())
+        match answer.reason:
+            case None:
+                return
+            case "not_found":
+                raise NotFound("no such session")
+            case "taken":
+                raise Conflict("already_joined", "another mechanic has this session")
+            case "expired" | "cancelled":
+                raise Conflict("session_ended", "this session has ended")
+            case reason:
+                raise Conflict("not_open", f"you cannot take this session: {reason}")
+
+    async def end(self, user_id: UUID, session_id: UUID) -> Entry:
+        """Leaves the session for good; idempotent. Before both have joined: O4 or a refund."""
+        entry = await self.participant_entry(user_id, session_id)
+        return await self._change(entry.booking.request_id, End(user_id))
+
+    async def participant_entry(self, user_id: UUID, session_id: UUID) -> Entry:
+        """The booking of a session that the user takes part in; `NotFound` otherwise."""
+        entry = await self._store.entry_of_session(session_id)
+        if entry is None or user_id not in (entry.booking.customer_id, entry.booking.mechanic_id):
+            raise NotFound("no such session")
+        return entry
+
+    # --- load, decide, commit, perform
+
+    async def _change(self, request_id: UUID, event: Event) -> Entry:
+        """One event, one transaction; the booking afterwards. Told to everybody after the commit.
+
+        Raises `Rejected`, and then nothing has changed.
+        """
+        async with self._store.lock(request_id) as locked:
+            if locked is None:
+                raise NotFound("no such request")
+            if isinstance(event, Open) and locked.entry.booking.status is RequestStatus.SCHEDULED:
+                busy = await self._store.customer_is_busy(locked)
+                event = replace(event, customer_busy=busy)
+            before = locked.entry.booking
+            decision = lifecycle.decide(before, event, locked.now, self._policy)
+            if decision.rejection is not None:
+                raise Rejected(decision.rejection)
+            if decision.booking is before:
+                return locked.entry
+            after = await self._commit(locked, decision)
+        self._announce(after)
+        if Warn() in decision.effects:
+            self._fanout.warn(after)
+            self._publish(SessionWarned(after.booking.session_id))
+        return after
+
+    async def _commit(self, locked: Locked, decision: Decision) -> Entry:
+        booking = decision.booking
+        if StartRound() in decision.effects:
+            booking = replace(booking, offer_id=uuid4())
+        await self._store.save(locked, booking, lifecycle.due_at(booking, self._policy))
+        for effect in decision.effects:
+            await self._perform(locked, booking, effect)
+        display = locked.entry.display
+        if booking.mechanic_id is None:
+            display = replace(
+                display, mechanic_name=None, mechanic_workshop_id=None, mechanic_rating=None
+            )
+        return replace(locked.entry, booking=booking, display=display)
+
+    async def _perform(self, locked: Locked, booking: Booking, effect: Effect) -> None:
+        """The effects that belong into the transaction."""
+        match effect:
+            case Log(type_, user_id, detail):
+                await self._store.log_event(locked, type_, user_id, detail)
+            case EndRound(outcome, status):
+                await self._store.end_round(locked, status, outcome)
+            case StartRound():
+                await self._store.start_round(locked, booking)
+            case Ask(mechanic_id, attempt):
+                await self._store.ask(locked, mechanic_id, routing.SCORE_FAVOURITE, attempt)
+            case Answered(mechanic_id, status, reason):
+                await self._store.answer(locked, mechanic_id, status, reason)
+            case Refund(reason):
+                if await payments.queue_refund(locked.connection, booking.session_id, reason):
+                    self._refunds_queued()
+            case Warn():
+                pass  # told after the commit
+            case _ as unreachable:
+                assert_never(unreachable)
+
+    def _announce(self, entry: Entry, answered: Socket | None = None) -> None:
+        """After a commit: our sockets, the other nodes, our clock. Never awaits, so never half."""
+        self._fanout.apply(entry, answered)
+        self._publish(BookingChanged(entry))
+        self._arm(entry.booking)
+
+    def _arm(self, booking: Booking, not_before: datetime | None = None) -> None:
+        due_at = lifecycle.due_at(booking, self._policy)
+        if due_at is None:
+            self.timers.disarm(booking.request_id)
+        else:
+            self.timers.arm(booking.request_id, max(due_at, not_before or due_at))
+
+    def _timer_fired(self, request_id: UUID) -> None:
+        self._tasks.spawn(self.fire(request_id), f"fire {request_id}")

@@ -1,0 +1,269 @@
+"""What a change of the board means for the sockets of this node.
+
+One job: compare an entry with what was there and write the difference: offers, revokes, status
+frames. Every node does this for its own sockets only, from the same hints and the same rows, so
+nobody computes another's list. No await anywhere: a change is shown as a whole, in its order.
+Imports `core`, `board`, `hub`, `audience`, `audit`, `frames`, `hints` and `protocol`.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+from uuid import UUID
+
+from msgspec.structs import replace
+
+from dispatch import frames
+from dispatch.audience import Audience
+from dispatch.audit import Audit
+from dispatch.board import Board, Change
+from dispatch.core import routing
+from dispatch.core.lifecycle import LIVE
+from dispatch.core.types import Booking, Candidate, RequestStatus, Role
+from dispatch.hints import Entry, Hint
+from dispatch.hub import Hub, OnlineMechanic, Socket
+from dispatch.protocol import OfferRevoked, OfferWon, RequestState, prepare
+
+# Rules that anybody can read off the booking need no line per mechanic in the audit trail.
+_SELF_EVIDENT = frozenset({"not_favourite", "other_workshop"})
+
+
+class Fanout:
+    """Keeps the sockets of this node at the state of its board."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        board: Board,
+        audience: Audience,
+        audit: Audit,
+        *,
+        now: Callable[[], datetime],
+        publish: Callable[[Hint], None],
+        capacity: int,
+    ) -> None:
+        self._hub = hub
+        self._board = board
+        self._audience = audience
+        self._audit = audit
+        self._now = now
+        self._publish = publish
+        self._capacity = capacity
+        self._counts_changed: set[UUID] = set()
+
+    # --- a booking changed
+
+    def apply(self, entry: Entry, answered: Socket | None = None) -> bool:
+        """Puts the entry on the board and shows the difference; False when it is not newer.
+
+        `answered` is the socket whose accept made this change: it gets its own answer.
+        """
+        change = self._board.put(entry)
+        if change is None:
+            return False
+        self._end_round(change, answered)
+        self._offer(change)
+        self._tell_participants(change)
+        self._tell_busy(change)
+        return True
+
+    def _end_round(self, change: Change, answered: Socket | None) -> None:
+        """Whoever holds a card of a round that is over gets it won or revoked, never silence."""
+        if change.before is None:
+            return
+        was, now = change.before.booking, change.after.booking
+        if was.stage is None or (now.stage is not None and now.offer_id == was.offer_id):
+            return
+        if was.offer_id == now.offer_id and now.mechanic_id is not None:
+            self._tell_winner(now, answered)
+        reason = frames.REVOKED[now.status]
+        revoked = prepare(OfferRevoked(offer_id=was.offer_id, reason=reason))  # type: ignore[arg-type]  # one of its four reasons
+        for mechanic in self._hub.mechanics():
+            if mechanic.shown.get(was.request_id) == was.offer_id:
+                del mechanic.shown[was.request_id]
+                mechanic.send(revoked)
+
+    def _tell_winner(self, booking: Booking, answered: Socket | None) -> None:
+        assert booking.mechanic_id is not None
+        assert booking.accept_id is not None
+        winner = self._hub.mechanic(booking.mechanic_id)
+        if winner is None:
+            return
+        winner.shown.pop(booking.request_id, None)
+        won = prepare(
+            OfferWon(
+                offer_id=booking.offer_id,
+                request_id=booking.request_id,
+                session_id=booking.session_id,
+                accept_id=booking.accept_id,
+            )
+        )
+        for socket in winner.sockets:
+            if socket is not answered:
+                socket.send(won)
+
+    def _offer(self, change: Change) -> None:
+        """Offers an open booking to everyone eligible here, when it is new or its stage is."""
+        booking = change.after.booking
+        if booking.stage is None:
+            return
+        before = None if change.before is None else change.before.booking
+        if before is not None and before.offer_id == booking.offer_id:
+            for mechanic_id in booking.excluded[len(before.excluded) :]:
+                self._withdraw(self._hub.mechanic(mechanic_id), booking)
+            if (before.stage, before.attempt) == (booking.stage, booking.attempt):
+                return
+        now = self._now()
+        asked = 0
+        prepared: dict[routing.Terms, bytes] = {}
+        for mechanic in self._hub.mechanics():
+            reason = routing.exclusion(booking, mechanic.candidate, self._capacity)
+            if reason is not None:
+                if reason not in _SELF_EVIDENT:
+                    self._audit.excluded(booking, mechanic.candidate.mechanic_id, reason)
+                continue
+            terms = routing.terms(booking, mechanic.candidate)
+            data = prepared.get(terms)
+            if data is None:
+                data = prepared[terms] = prepare(frames.offer(change.after, terms, now))
+            asked += booking.request_id not in mechanic.shown
+            mechanic.offer(data, booking.request_id, booking.offer_id)
+            self._audit.offered(booking, mechanic.candidate.mechanic_id, terms.score)
+        self._count(booking, asked)
+
+    def _tell_participants(self, change: Change) -> None:
+        entry, booking = change.after, change.after.booking
+        now = self._now()
+        if self._hub.is_here(booking.customer_id):
+            self._hub.send(booking.customer_id, self.request_state(entry))
+            self._hub.send(booking.customer_id, frames.session_state(entry, Role.CUSTOMER, now))
+        was = None if change.before is None else change.before.booking.mechanic_id
+        for mechanic_id in {was, booking.mechanic_id} - {None}:
+            assert mechanic_id is not None
+            self._hub.send(mechanic_id, frames.session_state(entry, Role.MECHANIC, now))
+        if booking.status not in LIVE:
+            self._audience.forget(booking.request_id)
+
+    def _tell_busy(self, change: Change) -> None:
+        """Who became busy loses her other cards; who became free sees what is open (R10)."""
+        was = None if change.before is None else change.before.booking.mechanic_id
+        for mechanic_id in {was, change.after.booking.mechanic_id} - {None}:
+            mechanic = None if mechanic_id is None else self._hub.mechanic(mechanic_id)
+            if mechanic is not None:
+                self._set_facts(mechanic, mechanic.candidate)
+
+    # --- a mechanic changed
+
+    def facts(self, candidate: Candidate, changed_at: datetime) -> None:
+        """Newer facts of a mechanic, if she is here: her cards follow."""
+        mechanic = self._hub.mechanic(candidate.mechanic_id)
+        if mechanic is not None and mechanic.changed_at < changed_at:
+            mechanic.changed_at = changed_at
+            self._set_facts(mechanic, candidate)
+
+    def candidate(self, mechanic_id: UUID) -> Candidate | None:
+        """What this node knows of a mechanic who is here."""
+        mechanic = self._hub.mechanic(mechanic_id)
+        return None if mechanic is None else mechanic.candidate
+
+    def note_seen(self, mechanic_id: UUID, booking: Booking) -> None:
+        """Records that a card which she was shown here was seen."""
+        mechanic = self._hub.mechanic(mechanic_id)
+        if mechanic is not None and booking.request_id in mechanic.shown:
+            self._audit.seen(booking, mechanic_id)
+
+    def facts_with_sessions(self, candidate: Candidate) -> Candidate:
+        """The candidate, busy with as many sessions as this board knows."""
+        return replace(candidate, live_sessions=self._board.live_sessions(candidate.mechanic_id))
+
+    def _set_facts(self, mechanic: OnlineMechanic, candidate: Candidate) -> None:
+        mechanic.candidate = self.facts_with_sessions(candidate)
+        for entry in self.ranked(mechanic):
+            if mechanic.shown.get(entry.booking.request_id) != entry.booking.offer_id:
+                self.show(mechanic, entry)
+        for request_id in list(mechanic.shown):
+            held = self._board.get(request_id)
+            if held is not None and self._excludes(mechanic, held.booking):
+                self._withdraw(mechanic, held.booking)
+
+    def ranked(self, mechanic: OnlineMechanic) -> list[Entry]:
+        """The open bookings that she may have: urgent first, then score, then oldest."""
+        eligible = [
+            entry
+            for entry in self._board.open_entries()
+            if not self._excludes(mechanic, entry.booking)
+        ]
+        candidate = mechanic.candidate
+        return sorted(
+            eligible,
+            key=lambda entry: (
+                not entry.booking.urgent,
+                -routing.terms(entry.booking, candidate).score,
+                entry.booking.created_at,
+            ),
+        )
+
+    def show(self, mechanic: OnlineMechanic, entry: Entry) -> None:
+        """Sends one card to one mechanic, if she may still have it."""
+        booking = entry.booking
+        if booking.stage is None or self._excludes(mechanic, booking):
+            return
+        terms = routing.terms(booking, mechanic.candidate)
+        data = prepare(frames.offer(entry, terms, self._now()))
+        mechanic.offer(data, booking.request_id, booking.offer_id)
+        self.note_shown(mechanic, entry)
+
+    def note_shown(self, mechanic: OnlineMechanic, entry: Entry) -> None:
+        """A card went out, by itself or in a snapshot: count and record it."""
+        booking = entry.booking
+        mechanic.shown[booking.request_id] = booking.offer_id
+        score = routing.terms(booking, mechanic.candidate).score
+        self._audit.offered(booking, mechanic.candidate.mechanic_id, score)
+        self._count(booking, 1)
+
+    def _excludes(self, mechanic: OnlineMechanic, booking: Booking) -> bool:
+        return routing.exclusion(booking, mechanic.candidate, self._capacity) is not None
+
+    def _withdraw(self, mechanic: OnlineMechanic | None, booking: Booking) -> None:
+        if mechanic is None or mechanic.shown.pop(booking.request_id, None) is None:
+            return
+        mechanic.send(prepare(OfferRevoked(offer_id=booking.offer_id, reason="withdrawn")))
+
+    # --- counts and words
+
+    def request_state(self, entry: Entry) -> RequestState:
+        """The customer's frame, with the counts as they are known here."""
+        booking = entry.booking
+        return frames.request_state(
+            entry, self._audience.notified(booking), self._audience.online(booking), self._now()
+        )
+
+    def counts_changed(self, request_id: UUID) -> None:
+        """The next flush tells the customer the new counts."""
+        self._counts_changed.add(request_id)
+
+    def all_counts_changed(self) -> None:
+        """The same for every open booking."""
+        for entry in self._board.open_entries():
+            self._counts_changed.add(entry.booking.request_id)
+
+    def flush_counts(self) -> None:
+        """Tells customers here the counts that changed; many changes become one frame."""
+        changed, self._counts_changed = self._counts_changed, set()
+        for request_id in changed:
+            entry = self._board.get(request_id)
+            if entry is not None and entry.booking.status is RequestStatus.PENDING:
+                self._hub.send(entry.booking.customer_id, self.request_state(entry))
+
+    def warn(self, session_entry: Entry) -> None:
+        """Tells both sides that the end of their session is near."""
+        warning = frames.session_warning(session_entry, self._now())
+        if warning is not None:
+            booking = session_entry.booking
+            self._hub.send(booking.customer_id, warning)
+            if booking.mechanic_id is not None:
+                self._hub.send(booking.mechanic_id, warning)
+
+    def _count(self, booking: Booking, asked: int) -> None:
+        if asked:
+            self._publish(self._audience.asked_here(booking, asked))
+            self.counts_changed(booking.request_id)

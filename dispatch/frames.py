@@ -1,0 +1,128 @@
+"""What people see of a booking: the frames of the wire made from an entry.
+
+One job: translate. Pure functions of an entry and a moment; imports the core, `hints` and
+`protocol`.
+"""
+
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from dispatch.core import messages, routing
+from dispatch.core.types import RequestStatus, Role, SessionStatus, Stage
+from dispatch.hints import Entry
+from dispatch.protocol import (
+    MechanicCard,
+    Offer,
+    RequestState,
+    SessionState,
+    SessionWarning,
+    timestamp,
+)
+
+# What a mechanic who held a card is told when its booking is in this status.
+REVOKED: Final = {
+    RequestStatus.PENDING: "taken",  # in a newer round: somebody had it and gave it back
+    RequestStatus.ACCEPTED: "taken",
+    RequestStatus.COMPLETED: "taken",
+    RequestStatus.CANCELLED: "cancelled",
+    RequestStatus.EXPIRED: "expired",
+}
+
+
+def offer(entry: Entry, terms: routing.Terms, now: datetime) -> Offer:
+    """The card of an open booking for everybody with these terms."""
+    booking, display = entry.booking, entry.display
+    assert booking.stage is not None
+    return Offer(
+        offer_id=booking.offer_id,
+        request_id=booking.request_id,
+        generation=booking.generation,
+        stage=booking.stage.value,
+        score=terms.score,
+        preferred=terms.preferred,
+        highlighted=terms.highlighted,
+        session_type=booking.session_type,
+        plan_code=booking.plan_code,
+        minutes=booking.minutes,
+        urgent=booking.urgent,
+        is_specialist=booking.is_specialist,
+        customer_name=display.customer_name,
+        created_at=timestamp(booking.created_at),
+        expires_at=timestamp(booking.expires_at),
+        server_time=timestamp(now),
+        attempt=booking.attempt,
+        vehicle=display.vehicle,
+        concern=display.concern,
+        workshop_id=booking.preferred_workshop_id,
+        exclusive_until=_optional(booking.stage_ends_at),
+    )
+
+
+def request_state(entry: Entry, notified: int, online: int, now: datetime) -> RequestState:
+    """How the customer sees the dispatching of her booking."""
+    booking, display = entry.booking, entry.display
+    message = booking.message
+    if booking.stage is Stage.OPEN and online == 0 and message == messages.LOOKING:
+        message = messages.NOBODY_ONLINE
+    card = None
+    if booking.mechanic_id is not None:
+        card = MechanicCard(
+            id=booking.mechanic_id,
+            name=display.mechanic_name or "",
+            workshop_id=display.mechanic_workshop_id,
+            rating=display.mechanic_rating,
+        )
+    return RequestState(
+        request_id=booking.request_id,
+        session_id=booking.session_id,
+        version=booking.version,
+        status=booking.status.value,
+        expires_at=timestamp(booking.expires_at),
+        mechanics_notified=notified,
+        mechanics_online=online,
+        message=message,
+        server_time=timestamp(now),
+        stage=None if booking.stage is None else booking.stage.value,
+        stage_ends_at=_optional(booking.stage_ends_at),
+        next_stage="open" if booking.stage in (Stage.PRIORITY, Stage.PREFERRED) else None,
+        mechanic=card,
+    )
+
+
+def session_state(entry: Entry, viewer: Role, now: datetime) -> SessionState:
+    """How a participant sees the session."""
+    booking = entry.booking
+    completed = booking.session_status is SessionStatus.COMPLETED
+    ended = booking.session_status in (SessionStatus.COMPLETED, SessionStatus.CANCELLED)
+    ended_by: UUID | str | None = None
+    if ended:
+        ended_by = booking.ended_by or "system"
+    return SessionState(
+        session_id=booking.session_id,
+        version=booking.version,
+        status=booking.session_status,
+        mechanics_connected=int(booking.mechanic_joined_at is not None),
+        server_time=timestamp(now),
+        started_at=_optional(booking.started_at),
+        ends_at=_optional(booking.ends_at),
+        ended_by=ended_by,  # type: ignore[arg-type]  # "system" or an id, nothing else
+        prompt="favorite" if completed and viewer is Role.CUSTOMER else None,
+    )
+
+
+def session_warning(entry: Entry, now: datetime) -> SessionWarning | None:
+    """The warning before the end; None when the session is not running."""
+    booking = entry.booking
+    if booking.ends_at is None or booking.session_status is not SessionStatus.ACTIVE:
+        return None
+    return SessionWarning(
+        session_id=booking.session_id,
+        ends_at=timestamp(booking.ends_at),
+        seconds_left=max(0, round((booking.ends_at - now).total_seconds())),
+        server_time=timestamp(now),
+    )
+
+
+def _optional(moment: datetime | None) -> str | None:
+    return None if moment is None else timestamp(moment)

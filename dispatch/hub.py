@@ -1,0 +1,150 @@
+"""The sockets of this node: who is connected with what, and the one way to write to them.
+
+One job: find the sockets of a user, and keep beside each online mechanic what routing must know of
+her and which cards she is shown. Bytes are prepared once and written to many; a socket bounds its
+own outbox. No I/O of its own, no decisions; imports `core`, `protocol` and nothing else of ours.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+from dispatch.core.types import Candidate, Role
+from dispatch.protocol import CloseCode, ServerFrame, prepare
+
+
+class Socket(Protocol):
+    """What the hub needs of a connection."""
+
+    connection_id: UUID
+    user_id: UUID
+    role: Role
+    epoch: int
+    offers_sent: int
+
+    def send(self, data: bytes) -> object: ...
+    def close(self, code: CloseCode, reason: str = "") -> None: ...
+
+
+class OnlineMechanic:
+    """A mechanic with at least one socket here: her facts, her sockets, the cards she is shown.
+
+    `shown` maps a request to the round whose card she has.
+    """
+
+    __slots__ = ("candidate", "changed_at", "shown", "sockets")
+
+    def __init__(self, candidate: Candidate, changed_at: datetime) -> None:
+        self.candidate = candidate
+        self.changed_at = changed_at
+        self.sockets: set[Socket] = set()
+        self.shown: dict[UUID, UUID] = {}
+
+    def offer(self, data: bytes, request_id: UUID, offer_id: UUID) -> None:
+        """Shows a card on every device."""
+        self.shown[request_id] = offer_id
+        for socket in self.sockets:
+            socket.offers_sent += 1
+            socket.send(data)
+
+    def send(self, data: bytes) -> None:
+        """Writes prepared bytes to every device."""
+        for socket in self.sockets:
+            socket.send(data)
+
+
+class Hub:
+    """Every authenticated socket of this node."""
+
+    def __init__(self) -> None:
+        self._sockets: defaultdict[UUID, set[Socket]] = defaultdict(set)
+        self._mechanics: dict[UUID, OnlineMechanic] = {}
+        self._watchers: defaultdict[UUID, set[Socket]] = defaultdict(set)
+        self._watched: defaultdict[UUID, set[UUID]] = defaultdict(set)
+
+    def add(self, socket: Socket) -> None:
+        """From now on the socket gets what is sent to its user."""
+        self._sockets[socket.user_id].add(socket)
+
+    def add_mechanic(
+        self, socket: Socket, candidate: Candidate, changed_at: datetime
+    ) -> OnlineMechanic:
+        """The same for a mechanic's socket, whose facts count for routing from now on."""
+        self.add(socket)
+        mechanic = self._mechanics.get(socket.user_id)
+        if mechanic is None:
+            mechanic = self._mechanics[socket.user_id] = OnlineMechanic(candidate, changed_at)
+        mechanic.sockets.add(socket)
+        return mechanic
+
+    def remove(self, socket: Socket) -> None:
+        """The socket is gone; a mechanic without any is no longer online here."""
+        sockets = self._sockets.get(socket.user_id)
+        if sockets is not None:
+            sockets.discard(socket)
+            if not sockets:
+                del self._sockets[socket.user_id]
+        mechanic = self._mechanics.get(socket.user_id)
+        if mechanic is not None:
+            mechanic.sockets.discard(socket)
+            if not mechanic.sockets:
+                del self._mechanics[socket.user_id]
+        for mechanic_id in self._watched.pop(socket.connection_id, set()):
+            self._unwatch(socket, mechanic_id)
+
+    def mechanic(self, mechanic_id: UUID) -> OnlineMechanic | None:
+        """The mechanic, if she has a socket here."""
+        return self._mechanics.get(mechanic_id)
+
+    def mechanics(self) -> Iterable[OnlineMechanic]:
+        """Everyone who has a socket here; not to be changed while iterating."""
+        return self._mechanics.values()
+
+    def sockets_of(self, user_id: UUID) -> tuple[Socket, ...]:
+        """The user's sockets here."""
+        return tuple(self._sockets.get(user_id, ()))
+
+    def is_here(self, user_id: UUID) -> bool:
+        """Whether the user has a socket on this node."""
+        return user_id in self._sockets
+
+    def send(self, user_id: UUID, frame: ServerFrame) -> None:
+        """Writes a frame to every device of a user here."""
+        sockets = self._sockets.get(user_id)
+        if sockets:
+            data = prepare(frame)
+            for socket in tuple(sockets):
+                socket.send(data)
+
+    def watch(self, socket: Socket, mechanic_id: UUID) -> None:
+        """The socket is told when this mechanic comes or goes."""
+        self._watchers[mechanic_id].add(socket)
+        self._watched[socket.connection_id].add(mechanic_id)
+
+    def unwatch(self, socket: Socket, mechanic_id: UUID) -> None:
+        """No longer."""
+        self._watched[socket.connection_id].discard(mechanic_id)
+        self._unwatch(socket, mechanic_id)
+
+    def watchers_of(self, mechanic_id: UUID) -> tuple[Socket, ...]:
+        """Who wants to know about this mechanic."""
+        return tuple(self._watchers.get(mechanic_id, ()))
+
+    def watched_by(self, socket: Socket) -> int:
+        """How many mechanics the socket watches."""
+        return len(self._watched.get(socket.connection_id, ()))
+
+    def __iter__(self) -> Iterator[Socket]:
+        return iter([socket for sockets in self._sockets.values() for socket in sockets])
+
+    def __len__(self) -> int:
+        return sum(map(len, self._sockets.values()))
+
+    def _unwatch(self, socket: Socket, mechanic_id: UUID) -> None:
+        watchers = self._watchers.get(mechanic_id)
+        if watchers is not None:
+            watchers.discard(socket)
+            if not watchers:
+                del self._watchers[mechanic_id]

@@ -1,0 +1,141 @@
+-- Reading and changing bookings. An entry is the JSON of hints.Entry.
+
+-- name: entry
+-- One booking.
+SELECT entry FROM booking_entries WHERE request_id = $1
+
+-- name: entry_of_session
+-- One booking, by its session.
+SELECT entry FROM booking_entries WHERE session_id = $1
+
+-- name: entry_of_round
+-- The booking whose present or past round this is.
+SELECT e.entry FROM booking_entries e JOIN session_assignments a USING (request_id)
+ WHERE a.offer_id = $1
+
+-- name: entries
+-- Some bookings.
+SELECT entry FROM booking_entries WHERE request_id = ANY ($1)
+
+-- name: live_entries
+-- Everything that a board holds.
+SELECT entry FROM booking_entries WHERE status IN ('scheduled', 'pending', 'accepted')
+
+-- name: live_versions
+-- What a board compares itself with.
+SELECT id, version FROM session_requests WHERE status IN ('scheduled', 'pending', 'accepted')
+
+-- name: entries_of_users
+-- What people who connect have going on: their live bookings, and a customer's latest one.
+SELECT entry FROM booking_entries
+ WHERE status IN ('scheduled', 'pending', 'accepted')
+   AND (customer_id = ANY ($1) OR mechanic_id = ANY ($1))
+UNION ALL
+SELECT e.entry FROM unnest($1::uuid[]) AS u (id)
+  CROSS JOIN LATERAL (SELECT r.id, r.status FROM session_requests r WHERE r.customer_id = u.id
+                       ORDER BY r.created_at DESC LIMIT 1) latest
+  JOIN booking_entries e ON e.request_id = latest.id
+ WHERE latest.status NOT IN ('scheduled', 'pending', 'accepted')
+
+-- name: candidates
+-- What routing must know about some mechanics.
+SELECT * FROM candidates WHERE mechanic_id = ANY ($1)
+
+-- name: candidates_changed
+-- Mechanics whose facts changed since; asked with a margin for transactions that commit late.
+SELECT * FROM candidates WHERE changed_at > $1
+
+-- name: workshop_people
+-- The workshop of a member, and its mechanics.
+SELECT m.id, u.name, m.available
+  FROM organization_members o
+  JOIN mechanics m ON m.workshop_id = o.organization_id AND m.deleted_at IS NULL
+  JOIN users u ON u.id = m.id
+ WHERE o.user_id = $1
+ ORDER BY u.name
+
+-- name: sessions_of_workshop
+-- The live sessions that a member's workshop serves.
+SELECT e.entry FROM organization_members o
+  JOIN session_requests r ON r.workshop_id = o.organization_id AND r.status = 'accepted'
+  JOIN booking_entries e ON e.request_id = r.id
+ WHERE o.user_id = $1
+
+-- name: nodes
+-- Who is alive.
+SELECT node_id, clients FROM nodes WHERE lease_until > dispatch_now() ORDER BY started_at
+
+-- name: overdue
+-- Requests of which a deadline has passed, the most overdue first; what another node is working
+-- on is left to it.
+SELECT id FROM session_requests WHERE due_at <= dispatch_now()
+ ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
+
+-- name: lost_favourites
+-- Requests that wait for a favourite who cannot take them any more (F4).
+SELECT r.id FROM session_requests r LEFT JOIN candidates c ON c.mechanic_id = r.preferred_mechanic_id
+ WHERE r.stage = 'priority'
+   AND (c.mechanic_id IS NULL OR NOT c.approved OR NOT c.available OR c.live_sessions >= $1)
+
+-- name: lock_booking
+-- Locks request and session; the booking after the lock, and the time that judges it.
+SELECT entry, now FROM lock_booking($1)
+
+-- name: save_booking
+-- Writes a decided booking over the locked one.
+SELECT save_booking($1, $2)
+
+-- name: customer_is_busy
+-- Whether another session of this customer is live.
+SELECT EXISTS (SELECT 1 FROM sessions WHERE customer_user_id = $1 AND id <> $2
+                AND status IN ('pending', 'accepted', 'active'))
+
+-- name: log_event
+-- One line of a session's history.
+INSERT INTO session_events (session_id, type, user_id, metadata, at)
+VALUES ($1, $2, $3, jsonb_strip_nulls(jsonb_build_object('detail', $4::text)), $5)
+
+-- name: end_round
+-- The present round is over.
+UPDATE session_assignments SET status = $2, outcome = $3, ended_at = $4 WHERE offer_id = $1
+
+-- name: start_round
+-- A new round of a request that was given back.
+INSERT INTO session_assignments (offer_id, request_id, session_id, generation, status, offered_at)
+VALUES ($1, $2, $3, $4, 'queued', $5)
+
+-- name: ask
+-- A mechanic is asked by name, once more or for the first time.
+INSERT INTO offers (request_id, generation, mechanic_id, status, stage, score, attempt, issued_at)
+VALUES ($1, $2, $3, 'issued', 'priority', $4, $5, $6)
+ON CONFLICT (request_id, generation, mechanic_id) DO UPDATE
+   SET attempt = greatest(offers.attempt, excluded.attempt)
+
+-- name: answer
+-- What a mechanic did with a round; states never go back.
+INSERT INTO offers (request_id, generation, mechanic_id, status, stage, seen_at, answered_at, reason)
+VALUES ($1, $2, $3, $4, $5, CASE WHEN $4 = 'seen' THEN $6::timestamptz END,
+        CASE WHEN $4 <> 'seen' THEN $6::timestamptz END, $7)
+ON CONFLICT (request_id, generation, mechanic_id) DO UPDATE
+   SET status = excluded.status, seen_at = coalesce(offers.seen_at, excluded.seen_at),
+       answered_at = excluded.answered_at, reason = excluded.reason
+ WHERE offers.status = 'issued' OR (offers.status = 'seen' AND excluded.status <> 'seen')
+
+-- name: end_offers
+-- Nobody else will answer this round.
+UPDATE offers SET status = $3 WHERE request_id = $1 AND generation = $2 AND status IN ('issued', 'seen')
+
+-- name: accept_offer
+-- The judge.
+SELECT verdict, reason, request_id, session_id, entry FROM accept_offer($1, $2, $3, $4, $5, $6)
+
+-- name: set_available
+-- A mechanic says whether she wants work.
+UPDATE mechanics SET available = $2 WHERE id = $1
+
+-- name: write_decision
+-- One batch of the audit trail.
+INSERT INTO routing_decisions (request_id, generation, stage, node_id, batch, strategy, mechanic_ids,
+                               scores, sent_at, excluded_ids, excluded_reasons, seen_mechanic_ids,
+                               seen_at, at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)

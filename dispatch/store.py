@@ -1,0 +1,299 @@
+"""Bookings in Postgres: one method a query, typed values on both sides.
+
+One job: read and write rows. It decides nothing; whoever calls does. Imports the core's types,
+`hints`, `database` and `queries`. Every method raises `Unavailable` when Postgres is away, and
+changes nothing then.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Any, Final, Literal
+from uuid import UUID
+
+import asyncpg
+import msgspec
+from msgspec import Struct
+
+from dispatch import queries
+from dispatch.core.types import Booking, Candidate
+from dispatch.database import Connection, Pool, transaction, unavailable_when_lost
+from dispatch.hints import Entry
+
+_SQL: Final = queries.load("bookings")
+_decode_entry: Final = msgspec.json.Decoder(Entry).decode
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class Verdict(Struct, frozen=True):
+    """What the judge said. `entry` comes with a fresh win only."""
+
+    won: bool
+    reason: str | None
+    request_id: UUID | None
+    session_id: UUID | None
+    entry: Entry | None
+
+
+class Locked(Struct, frozen=True):
+    """A booking whose rows this transaction holds, and the time that judges its deadlines."""
+
+    connection: Connection
+    entry: Entry
+    now: datetime
+
+
+class Facts(Struct, frozen=True):
+    """A candidate, and when her facts last changed."""
+
+    candidate: Candidate
+    changed_at: datetime
+
+
+class Arrivals(Struct, frozen=True):
+    """What is known of people who connect, read at one moment."""
+
+    facts: dict[UUID, Facts]
+    entries: list[Entry]
+
+
+class DecisionBatch(Struct, frozen=True, kw_only=True):
+    """One row of the audit trail; arrays run in parallel."""
+
+    request_id: UUID
+    generation: int
+    stage: str
+    node_id: UUID
+    batch: int
+    strategy: str
+    mechanic_ids: list[UUID]
+    scores: list[int]
+    sent_at: list[datetime]
+    excluded_ids: list[UUID]
+    excluded_reasons: list[str]
+    seen_mechanic_ids: list[UUID]
+    seen_at: list[datetime]
+    at: datetime
+
+
+class Store:
+    """The queries of bookings over the pool of this node."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+
+    # --- reading
+
+    async def entry(self, request_id: UUID) -> Entry | None:
+        """The booking of a request, or None."""
+        return _entry(await self._value("entry", request_id))
+
+    async def entry_of_session(self, session_id: UUID) -> Entry | None:
+        """The booking of a session, or None."""
+        return _entry(await self._value("entry_of_session", session_id))
+
+    async def entry_of_round(self, offer_id: UUID) -> Entry | None:
+        """The booking that this round, present or past, belongs to, or None."""
+        return _entry(await self._value("entry_of_round", offer_id))
+
+    async def entries(self, request_ids: Sequence[UUID]) -> list[Entry]:
+        """The bookings of these requests; unknown ones are left out."""
+        return [_decode_entry(row[0]) for row in await self._rows("entries", request_ids)]
+
+    async def live_entries(self) -> list[Entry]:
+        """Every booking that is scheduled, pending or accepted."""
+        return [_decode_entry(row[0]) for row in await self._rows("live_entries")]
+
+    async def live_versions(self) -> dict[UUID, int]:
+        """The version of every booking that is scheduled, pending or accepted."""
+        return {row[0]: row[1] for row in await self._rows("live_versions")}
+
+    async def arrivals(self, user_ids: Sequence[UUID]) -> Arrivals:
+        """What people who connect now have going on, and the facts of the mechanics among them."""
+        async with unavailable_when_lost(), self.pool.acquire() as connection:
+            candidates = await connection.fetch(_SQL["candidates"], user_ids)
+            entries = await connection.fetch(_SQL["entries_of_users"], user_ids)
+        return Arrivals(
+            facts={row["mechanic_id"]: _facts(row) for row in candidates},
+            entries=[_decode_entry(row[0]) for row in entries],
+        )
+
+    async def candidate(self, mechanic_id: UUID) -> Candidate | None:
+        """What routing must know about a mechanic, or None when there is no such mechanic."""
+        rows = await self._rows("candidates", [mechanic_id])
+        return _facts(rows[0]).candidate if rows else None
+
+    async def facts_changed_since(self, since: datetime) -> list[Facts]:
+        """Mechanics whose facts changed after `since`, by the server's own clock."""
+        return [_facts(row) for row in await self._rows("candidates_changed", since)]
+
+    async def workshop_people(self, member_id: UUID) -> list[asyncpg.Record]:
+        """`id, name, available` of the mechanics of a member's workshop."""
+        return await self._rows("workshop_people", member_id)
+
+    async def sessions_of_workshop(self, member_id: UUID) -> list[Entry]:
+        """The live bookings that a member's workshop serves."""
+        rows = await self._rows("sessions_of_workshop", member_id)
+        return [_decode_entry(row[0]) for row in rows]
+
+    async def nodes(self) -> list[asyncpg.Record]:
+        """`node_id, clients` of the nodes with a live lease."""
+        return await self._rows("nodes")
+
+    async def overdue(self, limit: int, capacity: int) -> list[UUID]:
+        """Requests of which a deadline has passed, or whose favourite cannot take them any more."""
+        due = await self._rows("overdue", limit)
+        lost = await self._rows("lost_favourites", capacity)
+        return [row[0] for row in due + lost]
+
+    # --- changing
+
+    @asynccontextmanager
+    async def lock(self, request_id: UUID) -> AsyncIterator[Locked | None]:
+        """A transaction that holds the booking's rows; None when there is no such request.
+
+        Leaving the block normally commits; an exception changes nothing.
+        """
+        async with transaction(self.pool) as connection:
+            row = await connection.fetchrow(_SQL["lock_booking"], request_id)
+            yield Locked(connection, _decode_entry(row[0]), row[1]) if row is not None else None
+
+    async def save(self, locked: Locked, booking: Booking, due_at: datetime | None) -> None:
+        """Writes a decided booking, whose version is the next one, over the locked one."""
+        document = _encode(booking).decode()
+        await locked.connection.execute(_SQL["save_booking"], document, due_at)
+
+    async def customer_is_busy(self, locked: Locked) -> bool:
+        """Whether another session of the booking's customer is live."""
+        booking = locked.entry.booking
+        busy: bool = await locked.connection.fetchval(
+            _SQL["customer_is_busy"], booking.customer_id, booking.session_id
+        )
+        return busy
+
+    async def log_event(
+        self, locked: Locked, type_: str, user_id: UUID | None, detail: str | None
+    ) -> None:
+        """Adds a line to the session's history."""
+        await locked.connection.execute(
+            _SQL["log_event"], locked.entry.booking.session_id, type_, user_id, detail, locked.now
+        )
+
+    async def end_round(self, locked: Locked, status: str, outcome: str) -> None:
+        """Closes the round that the locked booking is in, and what is open of its offers."""
+        booking = locked.entry.booking
+        await locked.connection.execute(
+            _SQL["end_round"], booking.offer_id, status, outcome, locked.now
+        )
+        ended = "expired" if outcome == "expired" else "revoked"
+        await locked.connection.execute(
+            _SQL["end_offers"], booking.request_id, booking.generation, ended
+        )
+
+    async def start_round(self, locked: Locked, booking: Booking) -> None:
+        """Adds the queued assignment of a new generation."""
+        await locked.connection.execute(
+            _SQL["start_round"],
+            booking.offer_id,
+            booking.request_id,
+            booking.session_id,
+            booking.generation,
+            locked.now,
+        )
+
+    async def ask(self, locked: Locked, mechanic_id: UUID, score: int, attempt: int) -> None:
+        """Notes that a mechanic is asked by name."""
+        booking = locked.entry.booking
+        await locked.connection.execute(
+            _SQL["ask"],
+            booking.request_id,
+            booking.generation,
+            mechanic_id,
+            score,
+            attempt,
+            locked.now,
+        )
+
+    async def answer(
+        self,
+        locked: Locked,
+        mechanic_id: UUID,
+        status: Literal["seen", "declined"],
+        reason: str | None = None,
+    ) -> None:
+        """Notes what a mechanic did with the round."""
+        booking = locked.entry.booking
+        await locked.connection.execute(
+            _SQL["answer"],
+            booking.request_id,
+            booking.generation,
+            mechanic_id,
+            status,
+            booking.stage,
+            locked.now,
+            reason,
+        )
+
+    async def accept(
+        self,
+        offer_id: UUID,
+        mechanic_id: UUID,
+        accept_id: UUID,
+        *,
+        capacity: int,
+        join_seconds: float,
+        message: str,
+    ) -> Verdict:
+        """Asks the judge, once: one round trip, one transaction (O1, O2)."""
+        async with unavailable_when_lost():
+            row = await self.pool.fetchrow(
+                _SQL["accept_offer"],
+                offer_id,
+                mechanic_id,
+                accept_id,
+                capacity,
+                timedelta(seconds=join_seconds),
+                message,
+            )
+        assert row is not None
+        return Verdict(
+            won=row["verdict"] == "won",
+            reason=row["reason"],
+            request_id=row["request_id"],
+            session_id=row["session_id"],
+            entry=_entry(row["entry"]),
+        )
+
+    async def set_available(self, mechanic_id: UUID, available: bool) -> Facts | None:
+        """Stores what a mechanic says of herself; her facts after it."""
+        async with unavailable_when_lost(), self.pool.acquire() as connection:
+            await connection.execute(_SQL["set_available"], mechanic_id, available)
+            rows = await connection.fetch(_SQL["candidates"], [mechanic_id])
+        return _facts(rows[0]) if rows else None
+
+    async def write_decisions(self, batches: Iterable[DecisionBatch]) -> None:
+        """Adds rows to the audit trail, all or none."""
+        async with transaction(self.pool) as connection:
+            await connection.executemany(
+                _SQL["write_decision"], [msgspec.structs.astuple(batch) for batch in batches]
+            )
+
+    # --- one place for the loss of Postgres
+
+    async def _rows(self, name: str, *arguments: Any) -> list[asyncpg.Record]:
+        async with unavailable_when_lost():
+            return await self.pool.fetch(_SQL[name], *arguments)
+
+    async def _value(self, name: str, *arguments: Any) -> Any:
+        async with unavailable_when_lost():
+            return await self.pool.fetchval(_SQL[name], *arguments)
+
+
+def _entry(document: str | None) -> Entry | None:
+    return None if document is None else _decode_entry(document)
+
+
+def _facts(row: asyncpg.Record) -> Facts:
+    return Facts(
+        Candidate(**{name: row[name] for name in Candidate.__struct_fields__}), row["changed_at"]
+    )
