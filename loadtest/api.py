@@ -4,6 +4,8 @@ Imports only aiohttp and the order of a booking. An answer of 400 or more raises
 server that cannot be reached raises `aiohttp.ClientError` or `TimeoutError`.
 """
 
+import re
+from html import unescape
 from typing import Any
 
 import aiohttp
@@ -73,6 +75,12 @@ class Api:
             query["wait_for_preferred"] = "true"
         answer = await self._call("GET", "/api/checkout/create-session", token=token, params=query)
         return str(answer["url"])
+
+    async def price(self, checkout_url: str) -> str:
+        """The total as the hosted page shows it; empty when it shows none."""
+        async with self._http.get(checkout_url) as response:
+            total = re.search(r'class="total">([^<]*)<', await response.text())
+        return unescape(total[1]) if total else ""
 
     async def pay(self, checkout_url: str) -> None:
         """Presses the hosted page's "Pay"; the webhook is on its way when this returns."""

@@ -18,6 +18,7 @@ from loadtest.history import Booked, Frame, History, Step
 
 OVER = frozenset({"completed", "cancelled", "expired"})
 PAY_TRIES = 4
+_FAULTS = (ApiError, aiohttp.ClientError, TimeoutError)
 
 
 class Booking:
@@ -28,16 +29,17 @@ class Booking:
     ):
         self.tag, self.order = tag, order
         self.request_id: str | None = None
-        self._api, self._customer, self._token = api, customer, token
+        self._api, self.customer, self._token = api, customer, token
         self._history = history
         self._checkout_url: str | None = None
+        self._price = ""
         self._known: frozenset[str] = frozenset()
 
-    async def set_up(self, customer_name: str) -> bool:
+    async def set_up(self, customer_name: str, *, looks_at_price: bool = False) -> bool:
         """Intake, waiver, checkout. False (and a `failed` step) when the server refused."""
-        await self._clear_desk()
         self._note("ordered", **msgspec.to_builtins(self.order))
         try:
+            await self._clear_desk()
             intake = await self._api.start_intake(self._token, self.order)
             intake_id = str(intake["intake_id"])
             await self._api.sign_waiver(self._token, intake_id, customer_name)
@@ -45,21 +47,23 @@ class Booking:
                 self._checkout_url = await self._api.checkout_url(
                     self._token, self.order, intake_id
                 )
-        except (ApiError, aiohttp.ClientError, TimeoutError) as fault:
-            self._note("failed", why=str(fault))
+                if looks_at_price:
+                    self._price = await self._api.price(self._checkout_url)
+        except (*_FAULTS, ConnectionLost, NoAnswer) as fault:
+            self._note("failed", why=f"{type(fault).__name__} {fault}")
             return False
-        self._known = frozenset(self._customer.requests)
+        self._known = frozenset(self.customer.requests)
         return True
 
     async def pay(self) -> bool:
         """Pays on the hosted page; tries again when that could not be reached."""
         assert self._checkout_url is not None, "only after set_up of a paid plan"
-        self._note("paying")
+        self._note("paying", **({"price": self._price} if self._price else {}))
         fault: Exception | None = None
         for attempt in range(PAY_TRIES):
             try:
                 await self._api.pay(self._checkout_url)
-            except (ApiError, aiohttp.ClientError, TimeoutError) as met:
+            except _FAULTS as met:
                 fault = met
                 await asyncio.sleep(0.2 * 2**attempt)
             else:
@@ -84,7 +88,7 @@ class Booking:
         self._note("done")
 
     async def _live(self, hold_seconds: float) -> None:
-        customer = self._customer
+        customer = self.customer
         await customer.until(lambda: self._request() is not None, 3600)
         while (request := self._request()) is not None and request["status"] not in OVER:
             if request["status"] == "accepted":
@@ -98,7 +102,7 @@ class Booking:
 
     async def _meet(self, session_id: str, version: int, hold_seconds: float) -> None:
         """Joins, waits until both are in, holds, ends. Returns early when the request moves on."""
-        customer = self._customer
+        customer = self.customer
         if not await self._do("session.join", session_id):
             await customer.until(lambda: self._moved(version), 1)
             return
@@ -113,22 +117,22 @@ class Booking:
         return request is not None and request["status"] == "accepted"
 
     def _is_active(self, session_id: str) -> bool:
-        session = self._customer.sessions.get(session_id)
+        session = self.customer.sessions.get(session_id)
         return session is not None and session["status"] == "active"
 
     def _request(self) -> Frame | None:
         """The request of this booking: the customer's first that was not there before paying."""
         if self.request_id is None:
-            new = [r for r in self._customer.requests if r not in self._known]
+            new = [r for r in self.customer.requests if r not in self._known]
             self.request_id = new[0] if new else None
-        return self._customer.requests.get(self.request_id) if self.request_id else None
+        return self.customer.requests.get(self.request_id) if self.request_id else None
 
     async def _do(self, kind: str, session_id: str) -> bool:
         """Asks until there is an answer; False when that is an error."""
         for _ in range(6):
-            await self._customer.until(lambda: self._customer.online, 15)
+            await self.customer.until(lambda: self.customer.online, 15)
             try:
-                answer = await self._customer.ask(kind, session_id=session_id)
+                answer = await self.customer.ask(kind, session_id=session_id)
             except (ConnectionLost, NoAnswer):
                 continue
             return bool(answer["type"] != "error")
@@ -140,31 +144,31 @@ class Booking:
         if request is None:
             return
         try:
-            answer = await self._customer.ask("request.cancel", request_id=self.request_id)
+            answer = await self.customer.ask("request.cancel", request_id=self.request_id)
             if answer["type"] == "error":
-                await self._customer.ask("session.end", session_id=request["session_id"])
+                await self.customer.ask("session.end", session_id=request["session_id"])
         except (ConnectionLost, NoAnswer):
             return
-        await self._customer.until(lambda: (self._request() or {}).get("status") in OVER, 5)
+        await self.customer.until(lambda: (self._request() or {}).get("status") in OVER, 5)
 
     async def _clear_desk(self) -> None:
         """Ends what an earlier run left open: a customer has one active session at most."""
-        for request in list(self._customer.requests.values()):
+        for request in list(self.customer.requests.values()):
             if request["status"] == "pending":
-                await self._customer.ask("request.cancel", request_id=request["request_id"])
-        for session in list(self._customer.sessions.values()):
+                await self.customer.ask("request.cancel", request_id=request["request_id"])
+        for session in list(self.customer.sessions.values()):
             if session["status"] in ("pending", "accepted", "active"):
-                await self._customer.ask("session.end", session_id=session["session_id"])
+                await self.customer.ask("session.end", session_id=session["session_id"])
 
     async def _read(self) -> None:
         if self.request_id is None:
             return
         try:
             status = await self._api.request(self._token, self.request_id)
-        except (ApiError, aiohttp.ClientError, TimeoutError) as fault:
+        except _FAULTS as fault:
             self._note("failed", why=f"reading the request: {fault}")
         else:
             self._note("read", **status)
 
     def _note(self, step: Step, **fields: object) -> None:
-        self._history.add(Booked(self._history.now(), self._customer.who, self.tag, step, fields))
+        self._history.add(Booked(self._history.now(), self.customer.who, self.tag, step, fields))
