@@ -1,0 +1,142 @@
+"""Who may open a websocket: the checks of the HTTP request before it becomes one.
+
+Its one job: judge a handshake request by its path, query, origin and address. May import `errors`
+only; does no I/O and keeps no state. A request that is refused raises the `DispatchError` whose
+status and code are the HTTP answer.
+"""
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import parse_qsl
+
+import msgspec
+from websockets.datastructures import Headers
+from websockets.http11 import Request
+
+from dispatch.errors import BadRequest, DispatchError, Forbidden, NotFound
+
+PATH: Final = "/ws"
+# Addresses end up in logs, histories and other people's referrers: a token must not be in one.
+_TOKEN_PARAMETERS: Final = frozenset({"token", "access_token", "authorization"})
+_ORIGIN: Final = re.compile(
+    r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?", re.ASCII | re.IGNORECASE
+)
+_DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def check(request: Request, allowed_origins: frozenset[str]) -> None:
+    """Raise NotFound, BadRequest or Forbidden for a request that may not become a websocket."""
+    path, _, query = request.path.partition("?")
+    if path != PATH or request.method != "GET":
+        raise NotFound
+    names = (name.lower() for name, _ in parse_qsl(query, keep_blank_values=True))
+    if not _TOKEN_PARAMETERS.isdisjoint(names):
+        raise BadRequest("a token does not belong in the query: send it in the frame hello")
+    for origin in request.headers.get_all("Origin"):
+        if normal_origin(origin) not in _normal_origins(allowed_origins):
+            raise Forbidden("this origin may not connect")
+
+
+def bearer_token(headers: Headers) -> str | None:
+    """The token of `Authorization: Bearer …`; None without one, whatever other schemes say."""
+    values = headers.get_all("Authorization")
+    if len(values) > 1:
+        raise BadRequest("more than one Authorization header")
+    scheme, _, token = (values[0] if values else "").strip().partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
+def normal_origin(origin: str) -> str | None:
+    """The one spelling of a web origin (RFC 6454): lower case, no default port.
+
+    None for what is not one: `null`, a path, a user before the host, another scheme.
+    """
+    match = _ORIGIN.fullmatch(origin)
+    if match is None:
+        return None
+    scheme, host, port = match[1].lower(), match[2].lower(), match[3]
+    if port is None or port == _DEFAULT_PORTS[scheme]:
+        return f"{scheme}://{host}"
+    return f"{scheme}://{host}:{port}"
+
+
+@lru_cache(maxsize=8)
+def _normal_origins(allowed: frozenset[str]) -> frozenset[str]:
+    return frozenset(normal for origin in allowed if (normal := normal_origin(origin)) is not None)
+
+
+def limited_address(
+    peer: str | None, forwarded_for: Sequence[str], trusted_proxies: frozenset[str]
+) -> str | None:
+    """The address that the connect rate is counted for; None if it is not limited.
+
+    `peer` is the socket's address and `forwarded_for` the values of X-Forwarded-For, which anybody
+    can write: from the right, as far as the hops are trusted proxies, it is believed. A peer on
+    this very machine is not limited, unless it is a proxy that says whom it forwards. IPv6 counts
+    by the /64 that one customer of a provider gets.
+    """
+    address = _address(peer or "")
+    if address is None:
+        return None
+    networks = _networks(trusted_proxies)
+    hops = [hop for value in forwarded_for for hop in value.split(",")]
+    forwarded = False
+    while hops and _is_in(address, networks):
+        hop = _address(_without_port(hops.pop().strip()))
+        if hop is None:
+            break
+        address, forwarded = hop, True
+    if address.is_loopback and not forwarded:
+        return None
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
+
+
+def _address(text: str) -> Address | None:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def _without_port(hop: str) -> str:
+    """Some proxies write `1.2.3.4:5678` and `[::1]:5678`."""
+    if hop.startswith("["):
+        return hop[1:].partition("]")[0]
+    host, _, port = hop.rpartition(":")
+    return host if port.isdecimal() and host.count(".") == 3 and ":" not in host else hop
+
+
+def _is_in(address: Address, networks: tuple[Network, ...]) -> bool:
+    return any(address in network for network in networks)
+
+
+@lru_cache(maxsize=8)
+def _networks(proxies: frozenset[str]) -> tuple[Network, ...]:
+    return tuple(ipaddress.ip_network(proxy, strict=False) for proxy in proxies)
+
+
+def response(error: DispatchError) -> bytes:
+    """The whole HTTP answer to a request that was refused; the connection is closed after it."""
+    body = msgspec.json.encode(
+        {"ok": False, "error": {"code": error.code, "message": error.message}}
+    )
+    head = (
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
+        "Content-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n"
+        "Cache-Control: no-store\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    return head.encode("ascii") + body

@@ -1,0 +1,470 @@
+"""One websocket as RFC 6455 has it: bytes <-> messages, on the HTTP port.
+
+Its one job: take the connection over from uvicorn, judge the handshake, and from then on turn
+bytes into whole text messages and write prepared ones, within limits of size and time that one
+client cannot exceed. What messages mean is its subclass's business (`websocket`). May import
+`errors`, `protocol` (sizes and codes) and its own parts: `handshake`, `heartbeat`, `ratelimit`. The
+grammar is websockets' sans-I/O `ServerProtocol`. It fails by closing the one connection with a
+code that says why; nothing of what a client sent is ever logged.
+
+Once a socket is `closing`, nothing more is sent, and the wheel ends it if the peer does not.
+"""
+
+import asyncio
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from typing import Any, ClassVar, Final, Protocol, cast
+
+from msgspec import Struct
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request
+from websockets.protocol import SEND_EOF, Event, State
+from websockets.server import ServerProtocol
+from websockets.typing import BytesLike, Subprotocol
+
+from dispatch import handshake
+from dispatch.errors import BadRequest, DispatchError, RateLimited, Unavailable
+from dispatch.heartbeat import Wheel
+from dispatch.protocol import MAX_CLIENT_FRAME_BYTES, SUBPROTOCOL, CloseCode
+from dispatch.ratelimit import KeyedRate, Rate
+
+# websockets logs whole frames at DEBUG, and tokens are in frames: this logger stays quiet.
+_grammar_log: Final = logging.getLogger("dispatch.wire.grammar")
+_grammar_log.setLevel(logging.ERROR)
+
+_PING: Final = b"\x89\x00"  # RFC 6455, 5.5.2: FIN, opcode 9, no payload
+_TEXT: Final = Opcode.TEXT
+# RFC 6455, 7.4.1: these two, like 1002, belong to the websocket and not to our protocol.
+_INVALID_UTF8: Final = 1007
+_ABNORMAL: Final = 1006
+# One call of the parser takes no more than this, so that a flood of tiny frames is noticed before
+# it has held the loop.
+_SLICE_BYTES: Final = 4096
+_APP_STATE_KEY: Final = "websocket"
+# Whoever is closed with one of these is not listened to any more, not even for the closing
+# handshake.
+_HOSTILE: Final = frozenset({_INVALID_UTF8, CloseCode.BAD_FRAMES, CloseCode.FLOOD})
+
+MESSAGE_BURST_SECONDS: Final = 3
+CONNECT_BURST_SECONDS: Final = 10
+CONTROLS_PER_MESSAGE: Final = 10
+
+
+class Door(Protocol):
+    """Who may come in: read at every handshake, the rates once."""
+
+    draining: bool  # no new sockets while True
+    allowed_origins: frozenset[str]
+    trusted_proxies: frozenset[str]  # addresses or networks
+    rate_messages: float  # a second and connection, 0 = off
+    rate_connects: float  # a second and address, and a second and user, 0 = off
+
+
+class ServerState(Protocol):
+    """The part of uvicorn's with which this side of the contract is kept."""
+
+    connections: set[Any]
+    tasks: set[asyncio.Task[None]]
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """The durations (seconds) and sizes that hold for every connection."""
+
+    hello_seconds: float = 10.0
+    ping_seconds: float = 20.0
+    silence_seconds: float = 30.0  # without one whole frame
+    stall_seconds: float = 5.0  # without progress while something is buffered
+    close_seconds: float = 5.0  # from the close to the end of the socket
+    outbox_bytes: int = 256 * 1024
+    inbox_frames: int = 64  # then reading pauses
+    bad_frames: int = 3  # this one closes
+
+    def check_seconds(self) -> float:
+        """How often each connection must be looked at: a deadline is met a fifth late at most."""
+        durations = (self.hello_seconds, self.silence_seconds, self.stall_seconds)
+        return min(*durations, self.ping_seconds, self.close_seconds) / 5
+
+
+class Endpoint:
+    """What all sockets of this process share: the door, the wheel and the rates."""
+
+    def __init__(self, door: Door, limits: Limits) -> None:
+        self.door = door
+        self.loop = asyncio.get_running_loop()
+        self.wheel: Wheel[Socket] = Wheel(self.loop, limits.check_seconds(), _visit)
+        burst = max(1.0, door.rate_messages * MESSAGE_BURST_SECONDS)
+        self.messages = Rate(door.rate_messages, burst)
+        self.controls = Rate(
+            door.rate_messages * CONTROLS_PER_MESSAGE, burst * CONTROLS_PER_MESSAGE
+        )
+        connect_burst = max(1.0, door.rate_connects * CONNECT_BURST_SECONDS)
+        self.address_connects = KeyedRate(door.rate_connects, connect_burst)
+        self.user_connects = KeyedRate(door.rate_connects, connect_burst)
+
+    @classmethod
+    def of(cls, app_state: dict[str, Any], limits: Limits) -> "Endpoint":
+        """The one of this process, made for its first socket and kept in `app_state`."""
+        endpoint = app_state.get(_APP_STATE_KEY)
+        if endpoint is None:
+            endpoint = app_state[_APP_STATE_KEY] = cls(app_state["gateway"], limits)
+        assert isinstance(endpoint, Endpoint)
+        return endpoint
+
+    def now(self) -> float:
+        """The loop's clock, in seconds: what the rates are counted by."""
+        return self.loop.time()
+
+
+def _visit(sockets: "Collection[Socket]", now: float) -> None:
+    wall = time.time()
+    for socket in sockets:
+        socket.visit(now, wall)
+
+
+class _Grammar(ServerProtocol):
+    """websockets' parser and writer of frames, with our limits: no extension, one subprotocol."""
+
+    def __init__(self) -> None:
+        super().__init__(max_size=MAX_CLIENT_FRAME_BYTES, logger=_grammar_log)
+
+    def select_subprotocol(self, subprotocols: Any) -> Subprotocol | None:
+        """Ours if it is offered; agreeing on none is no reason to refuse."""
+        return Subprotocol(SUBPROTOCOL) if SUBPROTOCOL in subprotocols else None
+
+
+class Socket(asyncio.Protocol, ABC):
+    """One websocket, from the handshake to the end of its TCP connection.
+
+    uvicorn makes it. No task and no timer belongs to it while it is idle. `close_code` says
+    afterwards why it ended: our code, the peer's, or 1006. A subclass says what to do when it has
+    `opened`, with each `text_received` and `binary_received`, in `check` and when it is `lost`.
+    """
+
+    __slots__ = (
+        "_control_mark",
+        "_endpoint",
+        "_grammar",
+        "_heard",
+        "_heard_at",
+        "_partial",
+        "_pinged_at",
+        "_progress_at",
+        "_progress_bytes",
+        "_reading_paused",
+        "_server_state",
+        "_transport",
+        "_written_bytes",
+        "busy",
+        "close_code",
+        "closing",
+        "since",
+    )
+
+    limits: ClassVar[Limits] = Limits()
+
+    _transport: asyncio.Transport
+
+    def __init__(
+        self, config: object, server_state: ServerState, app_state: dict[str, Any]
+    ) -> None:
+        """As uvicorn calls it: `config` and `server_state` are its own."""
+        self.closing = False
+        self.close_code: int | None = None
+        self.busy = False  # what came before the peer's close is still being handled
+        self.since = 0.0  # by the wheel: when it opened or, later, turned closing
+        self._endpoint = Endpoint.of(app_state, self.limits)
+        self._server_state = server_state
+        self._grammar = _Grammar()
+        self._partial: bytearray | None = None  # of a text message in several fragments
+        self._control_mark = 0.0
+        self._reading_paused = False
+        self._heard = False  # since the last visit
+        self._heard_at = self._pinged_at = self._progress_at = 0.0
+        self._written_bytes = self._progress_bytes = 0
+
+    # --- what a subclass says ---------------------------------------------------------------------
+
+    @abstractmethod
+    def opened(self, token: str | None) -> None:
+        """The handshake is done; `token` is that of its Authorization header."""
+
+    @abstractmethod
+    def text_received(self, text: str) -> None:
+        """One whole message; none comes once the socket is closing."""
+
+    @abstractmethod
+    def binary_received(self) -> None:
+        """A message that is not text; its content was dropped."""
+
+    @abstractmethod
+    def check(self, now: float, wall: float) -> None:
+        """Look after the subclass's deadlines; `now` is the wheel's time, `wall` Unix seconds."""
+
+    @abstractmethod
+    def lost(self) -> None:
+        """The TCP connection is gone. Called once, also for a socket that never opened."""
+
+    # --- writing and closing ----------------------------------------------------------------------
+
+    def send(self, data: bytes) -> bool:
+        """Write a message made by `protocol.prepare`; False once the socket is closing.
+
+        The only place where frames are written. Never raises and never waits: a reader that leaves
+        more than `limits.outbox_bytes` unread is closed with 4410.
+        """
+        if self.closing:
+            return False
+        self._written_bytes += len(data)
+        self._transport.write(data)
+        return not self.closing
+
+    def close(self, code: int, reason: str = "") -> None:
+        """Send the close frame; the socket is gone after `limits.close_seconds` at the latest.
+
+        `reason` is for people, at most 123 bytes. Nothing happens if it is closing already.
+        """
+        if self.closing:
+            return
+        self._turn_closing(code)
+        if code in _HOSTILE:
+            self._grammar.fail(code, reason)
+        else:
+            self._grammar.send_close(code, reason)
+        self._transport.write(b"".join(self._grammar.data_to_send()))
+        if code in _HOSTILE:
+            self._end_writing()
+
+    @property
+    def closed_by_peer(self) -> bool:
+        """Whether it was the peer who began the closing handshake."""
+        return self._grammar.close_rcvd_then_sent is True
+
+    def finished(self) -> None:
+        """Nothing that came before the peer's close is left to be handled."""
+        self.busy = False
+        if self._grammar.close_rcvd is not None:
+            self._transport.close()
+
+    def pause_reading(self) -> None:
+        """Read nothing until `resume_reading`: so much waits that the peer must wait too."""
+        if not self._reading_paused and not self.closing:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on, if reading was paused."""
+        if self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
+
+    def _turn_closing(self, code: int) -> None:
+        self.closing = True
+        self.close_code = int(code)
+        self.since = self._endpoint.wheel.now
+        self._partial = None
+        self.resume_reading()  # else the peer's own close would not be heard
+
+    def _end_writing(self) -> None:
+        """Half-close: what the peer still sends is read and dropped until it closes as well.
+
+        Closing at once would reset the connection, and the peer might never read the close frame.
+        """
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    # --- what uvicorn and the event loop call -----------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass
+        self._server_state.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server_state.connections.discard(self)
+        self._endpoint.wheel.discard(self)
+        if not self.closing:
+            self._reading_paused = False
+            self._turn_closing(_ABNORMAL)
+        self.lost()
+
+    def shutdown(self) -> None:
+        """uvicorn is going down; it waits until this connection is lost."""
+        if self._is_open():
+            self.close(CloseCode.RESTART, "the server restarts")
+        else:
+            self._transport.close()
+
+    def pause_writing(self) -> None:
+        """More than `limits.outbox_bytes` are buffered.
+
+        The close frame comes behind them, for a reader who is only slow; `visit` aborts the others.
+        """
+        self.close(CloseCode.TOO_SLOW, "too slow a reader")
+
+    def data_received(self, data: bytes) -> None:
+        if not self._is_open():
+            self._open(data)
+        elif len(data) <= _SLICE_BYTES:
+            self._feed(data)
+        else:
+            for start in range(0, len(data), _SLICE_BYTES):
+                self._feed(data[start : start + _SLICE_BYTES])
+
+    # --- the handshake ----------------------------------------------------------------------------
+
+    def _is_open(self) -> bool:
+        return self._grammar.state is not State.CONNECTING
+
+    def _open(self, data: bytes) -> None:
+        """Answer the HTTP request, which uvicorn has read to its end."""
+        if self.closing:
+            return
+        self._grammar.receive_data(data)
+        try:
+            token = self._judge(self._grammar.events_received())
+        except DispatchError as error:
+            self._turn_closing(_ABNORMAL)
+            self._transport.write(handshake.response(error))
+            self._transport.close()
+            return
+        self._transport.set_write_buffer_limits(high=self.limits.outbox_bytes)
+        self._transport.write(b"".join(self._grammar.data_to_send()))
+        wheel = self._endpoint.wheel
+        self.since = self._heard_at = self._pinged_at = self._progress_at = wheel.now
+        wheel.add(self)
+        self.opened(token)
+
+    def _judge(self, events: list[Event]) -> str | None:
+        """Accept the request and return its bearer token, or raise what it is refused with."""
+        door = self._endpoint.door
+        if not events or not isinstance(events[0], Request):
+            raise BadRequest("not a websocket handshake")
+        request = events[0]
+        handshake.check(request, door.allowed_origins)
+        if door.draining:
+            raise Unavailable("this server is going down; connect again for another")
+        address = handshake.limited_address(
+            (self._transport.get_extra_info("peername") or (None,))[0],
+            request.headers.get_all("X-Forwarded-For"),
+            door.trusted_proxies,
+        )
+        endpoint = self._endpoint
+        if address is not None and not endpoint.address_connects.take(address, endpoint.now()):
+            raise RateLimited("too many connections from this address")
+        token = handshake.bearer_token(request.headers)
+        response = self._grammar.accept(request)
+        if response.status_code != 101:
+            raise BadRequest("not a websocket handshake")
+        self._grammar.send_response(response)
+        return token
+
+    # --- bytes to messages ------------------------------------------------------------------------
+
+    def _feed(self, data: bytes) -> None:
+        grammar = self._grammar
+        grammar.receive_data(data)
+        for event in grammar.events_received():
+            assert isinstance(event, Frame)
+            self._take(event)
+        writes = grammar.data_to_send()
+        if not writes:
+            return
+        if writes[-1] != SEND_EOF:
+            self.send(b"".join(writes))  # pongs
+            return
+        failed = grammar.parser_exc is not None
+        if failed and not self.closing:
+            assert grammar.close_sent is not None
+            self._turn_closing(grammar.close_sent.code)
+        self._transport.write(b"".join(writes))
+        if failed:
+            self._end_writing()
+        elif not self.busy:
+            self._transport.close()
+
+    def _take(self, event: Frame) -> None:
+        """One frame of the websocket; the grammar has checked that it may come now."""
+        self._heard = True
+        if self.closing:
+            return
+        opcode = event.opcode
+        if opcode is _TEXT and event.fin:
+            self._message(event.data)
+        elif opcode is Opcode.CLOSE:
+            assert self._grammar.close_rcvd is not None
+            self._turn_closing(self._grammar.close_rcvd.code)
+        elif opcode is Opcode.BINARY:
+            self._partial = None  # so its further fragments belong to nothing
+            self.binary_received()
+        elif self._take_control():
+            self._take_fragment(event)
+
+    def _take_control(self) -> bool:
+        """Count a ping, pong or fragment; too many are a flood."""
+        mark = self._endpoint.controls.take(self._control_mark, self._endpoint.now())
+        if mark is None:
+            self.close(CloseCode.FLOOD, "too many control frames or fragments")
+            return False
+        self._control_mark = mark
+        return True
+
+    def _take_fragment(self, event: Frame) -> None:
+        if event.opcode is _TEXT:
+            self._partial = bytearray(event.data)
+        elif event.opcode is Opcode.CONT and self._partial is not None:
+            self._partial += event.data
+            if event.fin:
+                message, self._partial = self._partial, None
+                self._message(message)
+
+    def _message(self, data: BytesLike) -> None:
+        try:
+            text = str(data, "utf-8")
+        except UnicodeDecodeError:
+            self.close(_INVALID_UTF8, "text that is not UTF-8")
+        else:
+            self.text_received(text)
+
+    # --- time -------------------------------------------------------------------------------------
+
+    def visit(self, now: float, wall: float) -> None:
+        """Look after the deadlines; `now` is the wheel's time, `wall` Unix seconds."""
+        limits = self.limits
+        if not self.closing:
+            self.check(now, wall)
+        if self.closing:
+            if now - self.since >= limits.close_seconds:
+                self._transport.abort()
+            return
+        if self._heard or self._reading_paused:
+            self._heard = False
+            self._heard_at = now
+        elif now - self._heard_at >= limits.silence_seconds:
+            self._drop("silent")
+            return
+        if not self._is_progressing(now):
+            self._drop("too slow a reader")
+        elif now - self._pinged_at >= limits.ping_seconds:
+            self._pinged_at = now
+            self.send(_PING)
+
+    def _is_progressing(self, now: float) -> bool:
+        """Whether the peer has taken something of what is buffered for it, in the last while."""
+        buffered_bytes = self._transport.get_write_buffer_size()
+        taken_bytes = self._written_bytes - buffered_bytes
+        if buffered_bytes == 0 or taken_bytes != self._progress_bytes:
+            self._progress_bytes = taken_bytes
+            self._progress_at = now
+        return now - self._progress_at < self.limits.stall_seconds
+
+    def _drop(self, reason: str) -> None:
+        """End it now, with a close frame if there is room for one."""
+        if self._transport.get_write_buffer_size() > 0:
+            self.close(CloseCode.TOO_SLOW, reason)
+            self._transport.abort()
+        else:
+            self.close(CloseCode.GOING_AWAY, reason)
+            self._transport.close()
