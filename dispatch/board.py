@@ -67,6 +67,10 @@ class Board:
         """The booking as this board knows it, live or ended lately."""
         return self._live.get(request_id) or self._ends.get(request_id)
 
+    def is_over(self, request_id: UUID) -> bool:
+        """Whether the booking ended, as far as this board remembers."""
+        return request_id in self._ends
+
     def open_entries(self) -> list[Entry]:
         """Every booking that mechanics may take now."""
         return list(self._open.values())

@@ -58,6 +58,7 @@ from dispatch.fanout import Fanout
 from dispatch.hints import BookingChanged, Entry, Hint, MechanicChanged, SessionWarned
 from dispatch.hub import Socket
 from dispatch.presence import PresenceRegistry
+from dispatch.protocol import LostReason
 from dispatch.store import Facts, Locked, Store
 from dispatch.tasks import Tasks
 from dispatch.timers import Clock, Timers
@@ -83,7 +84,7 @@ class Answer(Struct, frozen=True):
 
     session_id: UUID | None = None
     request_id: UUID | None = None
-    reason: str | None = None
+    reason: LostReason | None = None
 
 
 class Dispatcher:

@@ -21,7 +21,7 @@ from dispatch.core.lifecycle import LIVE
 from dispatch.core.types import Booking, Candidate, RequestStatus, Role
 from dispatch.hints import Entry, Hint
 from dispatch.hub import Hub, OnlineMechanic, Socket
-from dispatch.protocol import OfferRevoked, OfferWon, RequestState, prepare
+from dispatch.protocol import Offer, OfferRevoked, OfferWon, RequestState, prepare
 
 # Rules that anybody can read off the booking need no line per mechanic in the audit trail.
 _SELF_EVIDENT = frozenset({"not_favourite", "other_workshop"})
@@ -76,7 +76,7 @@ class Fanout:
         if was.offer_id == now.offer_id and now.mechanic_id is not None:
             self._tell_winner(now, answered)
         reason = frames.REVOKED[now.status]
-        revoked = prepare(OfferRevoked(offer_id=was.offer_id, reason=reason))  # type: ignore[arg-type]  # one of its four reasons
+        revoked = prepare(OfferRevoked(offer_id=was.offer_id, reason=reason))
         for mechanic in self._hub.mechanics():
             if mechanic.shown.get(was.request_id) == was.offer_id:
                 del mechanic.shown[was.request_id]
@@ -207,18 +207,23 @@ class Fanout:
         booking = entry.booking
         if booking.stage is None or self._excludes(mechanic, booking):
             return
-        terms = routing.terms(booking, mechanic.candidate)
-        data = prepare(frames.offer(entry, terms, self._now()))
-        mechanic.offer(data, booking.request_id, booking.offer_id)
+        data = prepare(self.offer_for(mechanic, entry))
         self.note_shown(mechanic, entry)
+        mechanic.offer(data, booking.request_id, booking.offer_id)
+
+    def offer_for(self, mechanic: OnlineMechanic, entry: Entry) -> Offer:
+        """The card of an open booking as this mechanic sees it."""
+        terms = routing.terms(entry.booking, mechanic.candidate)
+        return frames.offer(entry, terms, self._now())
 
     def note_shown(self, mechanic: OnlineMechanic, entry: Entry) -> None:
         """A card went out, by itself or in a snapshot: count and record it."""
         booking = entry.booking
+        again = mechanic.shown.get(booking.request_id) == booking.offer_id
         mechanic.shown[booking.request_id] = booking.offer_id
         score = routing.terms(booking, mechanic.candidate).score
         self._audit.offered(booking, mechanic.candidate.mechanic_id, score)
-        self._count(booking, 1)
+        self._count(booking, 0 if again else 1)
 
     def _excludes(self, mechanic: OnlineMechanic, booking: Booking) -> bool:
         return routing.exclusion(booking, mechanic.candidate, self._capacity) is not None

@@ -5,7 +5,7 @@ One job: translate. Pure functions of an entry and a moment; imports the core, `
 """
 
 from datetime import datetime
-from typing import Final
+from typing import Final, Literal
 from uuid import UUID
 
 from dispatch.core import messages, routing
@@ -15,13 +15,14 @@ from dispatch.protocol import (
     MechanicCard,
     Offer,
     RequestState,
+    RevokeReason,
     SessionState,
     SessionWarning,
     timestamp,
 )
 
 # What a mechanic who held a card is told when its booking is in this status.
-REVOKED: Final = {
+REVOKED: Final[dict[RequestStatus, RevokeReason]] = {
     RequestStatus.PENDING: "taken",  # in a newer round: somebody had it and gave it back
     RequestStatus.ACCEPTED: "taken",
     RequestStatus.COMPLETED: "taken",
@@ -90,15 +91,16 @@ def request_state(entry: Entry, notified: int, online: int, now: datetime) -> Re
     )
 
 
-def session_state(entry: Entry, viewer: Role, now: datetime) -> SessionState:
+def session_state(entry: Entry, viewer: Role, now: datetime, re: str | None = None) -> SessionState:
     """How a participant sees the session."""
     booking = entry.booking
     completed = booking.session_status is SessionStatus.COMPLETED
     ended = booking.session_status in (SessionStatus.COMPLETED, SessionStatus.CANCELLED)
-    ended_by: UUID | str | None = None
+    ended_by: UUID | Literal["system"] | None = None
     if ended:
         ended_by = booking.ended_by or "system"
     return SessionState(
+        re=re,
         session_id=booking.session_id,
         version=booking.version,
         status=booking.session_status,
@@ -106,7 +108,7 @@ def session_state(entry: Entry, viewer: Role, now: datetime) -> SessionState:
         server_time=timestamp(now),
         started_at=_optional(booking.started_at),
         ends_at=_optional(booking.ends_at),
-        ended_by=ended_by,  # type: ignore[arg-type]  # "system" or an id, nothing else
+        ended_by=ended_by,
         prompt="favorite" if completed and viewer is Role.CUSTOMER else None,
     )
 

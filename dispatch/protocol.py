@@ -333,6 +333,7 @@ class NodeState(Struct, frozen=True, kw_only=True):
 
 class AdminSnapshot(Struct, frozen=True, kw_only=True):
     requests: list[RequestState]
+    more_requests: bool
     nodes: list[NodeState]
 
 

@@ -19,6 +19,7 @@ from dispatch import queries
 from dispatch.core.types import Booking, Candidate
 from dispatch.database import Connection, Pool, transaction, unavailable_when_lost
 from dispatch.hints import Entry
+from dispatch.protocol import LostReason
 
 _SQL: Final = queries.load("bookings")
 _decode_entry: Final = msgspec.json.Decoder(Entry).decode
@@ -29,7 +30,7 @@ class Verdict(Struct, frozen=True):
     """What the judge said. `entry` comes with a fresh win only."""
 
     won: bool
-    reason: str | None
+    reason: LostReason | None
     request_id: UUID | None
     session_id: UUID | None
     entry: Entry | None

@@ -1,0 +1,378 @@
+"""What each client frame means: one call of the dispatcher, one answer.
+
+One job: stand behind the sockets of `websocket.py`. It authenticates, welcomes with a snapshot that
+is the whole truth of that moment, and matches frames to calls. Who connects is registered and gets
+the snapshot without an await in between, so nothing can fall between the two: the board holds every
+live booking, and what changes afterwards is pushed.
+"""
+
+import asyncio
+from datetime import datetime
+from typing import Final, assert_never
+from uuid import UUID
+
+from dispatch import frames, mechanics
+from dispatch.auth import Authenticator, Identity
+from dispatch.board import Board
+from dispatch.config import Config
+from dispatch.core.types import Presence, Role
+from dispatch.dispatcher import Answer, Dispatcher
+from dispatch.errors import NotAuthenticated, NotFound, RateLimited
+from dispatch.fanout import Fanout
+from dispatch.gathering import Gathering
+from dispatch.hints import Entry
+from dispatch.hub import Hub, OnlineMechanic
+from dispatch.presence import PresenceRegistry
+from dispatch.protocol import (
+    MAX_SERVER_FRAME_BYTES,
+    SNAPSHOT_OFFERS,
+    AdminSnapshot,
+    AnyClientFrame,
+    AssignmentCancel,
+    AvailabilitySet,
+    CustomerSnapshot,
+    Hello,
+    MechanicSnapshot,
+    MechanicUnwatch,
+    MechanicWatch,
+    NodeState,
+    Offer,
+    OfferAccept,
+    OfferDecline,
+    OfferLost,
+    OfferSeen,
+    OfferWon,
+    Ok,
+    Ping,
+    RequestCancel,
+    RequestWiden,
+    ServerFrame,
+    SessionEnd,
+    SessionJoin,
+    TokenRefresh,
+    Welcome,
+    WorkshopMechanic,
+    WorkshopSnapshot,
+    encode,
+    timestamp,
+)
+from dispatch.store import Arrivals, Store
+from dispatch.tasks import Tasks
+from dispatch.timers import Clock
+from dispatch.websocket import Connection, Limits
+
+MAX_WATCHED: Final = 50
+_LIST_BYTES: Final = MAX_SERVER_FRAME_BYTES - 8 * 1024  # room for the rest of a snapshot
+_PACE_SECONDS: Final = 0.05
+
+
+class Gateway:
+    """The other side of every socket of this node."""
+
+    def __init__(
+        self,
+        config: Config,
+        node_id: UUID,
+        store: Store,
+        board: Board,
+        hub: Hub,
+        fanout: Fanout,
+        dispatcher: Dispatcher,
+        presence: PresenceRegistry,
+        clock: Clock,
+        authenticator: Authenticator,
+        tasks: Tasks,
+    ) -> None:
+        self.node_id = node_id
+        self.draining = False
+        self.allowed_origins = frozenset(config.allowed_origins)
+        self.trusted_proxies = frozenset(config.trusted_proxies)
+        self.rate_messages = config.rate_messages
+        self.rate_connects = config.rate_connects
+        self._store = store
+        self._board = board
+        self._hub = hub
+        self._fanout = fanout
+        self._dispatcher = dispatcher
+        self._presence = presence
+        self._clock = clock
+        self._authenticator = authenticator
+        self._tasks = tasks
+        self._arrivals: Gathering[Arrivals] = Gathering(store.arrivals, "read-arrivals")
+
+    def now(self) -> datetime:
+        """The database's time."""
+        return self._clock.now()
+
+    async def authenticate(self, token: str) -> Identity:
+        """Who holds this token. Raises NotAuthenticated or Unavailable."""
+        return await self._authenticator.authenticate(token)
+
+    # --- coming and going
+
+    async def connected(self, connection: Connection, device: str | None) -> None:
+        """Registers the connection and sends its welcome."""
+        match connection.role:
+            case Role.MECHANIC:
+                await self._welcome_mechanic(connection, device)
+            case Role.CUSTOMER:
+                await self._welcome_customer(connection)
+            case Role.WORKSHOP:
+                await self._welcome_workshop(connection)
+            case Role.ADMIN:
+                await self._welcome_admin(connection)
+            case _ as unreachable:
+                assert_never(unreachable)
+
+    def disconnected(self, connection: Connection) -> None:
+        """Forgets the connection; its user's leave is told after the grace."""
+        self._hub.remove(connection)
+        if connection.role is Role.MECHANIC:
+            self._presence.leave(connection.user_id, connection.connection_id)
+
+    async def _welcome_mechanic(self, connection: Connection, device: str | None) -> None:
+        arrivals = await self._arrivals.get(connection.user_id)
+        facts = arrivals.facts.get(connection.user_id)
+        if facts is None:
+            raise NotAuthenticated("no such mechanic")
+        self._learn(arrivals)
+        if connection.closing:
+            return
+        mechanic = self._hub.add_mechanic(connection, facts.candidate, facts.changed_at)
+        mechanic.candidate = self._fanout.facts_with_sessions(mechanic.candidate)
+        if mechanic.candidate.approved:
+            self._presence.join(
+                connection.user_id,
+                connection.role,
+                connection.connection_id,
+                device,
+                mechanic.candidate.workshop_id,
+            )
+        now = self.now()
+        ranked = self._fanout.ranked(mechanic)
+        offers = self._snapshot_offers(mechanic, ranked)
+        rest = ranked[len(offers) :]
+        sessions = self._board.of_mechanic(connection.user_id)
+        snapshot = MechanicSnapshot(
+            available=mechanic.candidate.available,
+            offers=offers,
+            more_offers=bool(rest),
+            sessions=[frames.session_state(entry, Role.MECHANIC, now) for entry in sessions],
+        )
+        connection.offers_sent += len(offers)
+        connection.send_frame(self._welcome(connection, snapshot))
+        if rest:
+            self._tasks.spawn(self._send_rest(connection, mechanic, rest), "offers-after-welcome")
+
+    def _snapshot_offers(self, mechanic: OnlineMechanic, ranked: list[Entry]) -> list[Offer]:
+        """The first offers of a snapshot: at most 50, and no more than a frame may hold."""
+        offers: list[Offer] = []
+        size = 0
+        for entry in ranked[:SNAPSHOT_OFFERS]:
+            offer = self._fanout.offer_for(mechanic, entry)
+            size += len(encode(offer)) + 1
+            if size > _LIST_BYTES:
+                break
+            offers.append(offer)
+            self._fanout.note_shown(mechanic, entry)
+        return offers
+
+    async def _send_rest(
+        self, connection: Connection, mechanic: OnlineMechanic, rest: list[Entry]
+    ) -> None:
+        """The offers that did not fit the snapshot, paced."""
+        for start in range(0, len(rest), SNAPSHOT_OFFERS):
+            await asyncio.sleep(_PACE_SECONDS)
+            if connection.closing or connection not in mechanic.sockets:
+                return
+            for entry in rest[start : start + SNAPSHOT_OFFERS]:
+                current = self._board.get(entry.booking.request_id)
+                if current is not None:
+                    self._fanout.show(mechanic, current)
+
+    async def _welcome_customer(self, connection: Connection) -> None:
+        arrivals = await self._arrivals.get(connection.user_id)
+        self._learn(arrivals)
+        if connection.closing:
+            return
+        self._hub.add(connection)
+        now = self.now()
+        live = self._board.of_customer(connection.user_id)
+        ended = [
+            entry
+            for entry in arrivals.entries
+            if entry.booking.customer_id == connection.user_id
+            and entry not in live
+            and self._board.is_over(entry.booking.request_id)
+        ]
+        entries = live + ended
+        snapshot = CustomerSnapshot(
+            requests=[self._fanout.request_state(entry) for entry in entries],
+            sessions=[frames.session_state(entry, Role.CUSTOMER, now) for entry in entries],
+            favorites=[],
+        )
+        connection.send_frame(self._welcome(connection, snapshot))
+
+    async def _welcome_workshop(self, connection: Connection) -> None:
+        people = await self._store.workshop_people(connection.user_id)
+        presence = await self._presence.look_up([row["id"] for row in people])
+        entries = await self._store.sessions_of_workshop(connection.user_id)
+        if connection.closing:
+            return
+        self._hub.add(connection)
+        now = self.now()
+        snapshot = WorkshopSnapshot(
+            mechanics=[
+                WorkshopMechanic(
+                    mechanic_id=row["id"],
+                    name=row["name"],
+                    is_online=presence[row["id"]].presence is Presence.ONLINE,
+                    available=row["available"],
+                )
+                for row in people
+            ],
+            sessions=[frames.session_state(entry, Role.WORKSHOP, now) for entry in entries],
+        )
+        connection.send_frame(self._welcome(connection, snapshot))
+
+    async def _welcome_admin(self, connection: Connection) -> None:
+        nodes = await self._store.nodes()
+        if connection.closing:
+            return
+        self._hub.add(connection)
+        requests, size = [], 0
+        for entry in self._board:
+            state = self._fanout.request_state(entry)
+            size += len(encode(state)) + 1
+            if size > _LIST_BYTES:
+                break
+            requests.append(state)
+        snapshot = AdminSnapshot(
+            requests=requests,
+            more_requests=len(requests) < len(self._board),
+            nodes=[NodeState(node_id=row["node_id"], clients=row["clients"]) for row in nodes],
+        )
+        connection.send_frame(self._welcome(connection, snapshot))
+
+    def _learn(self, arrivals: Arrivals) -> None:
+        """What was just read may be newer than the board."""
+        for entry in arrivals.entries:
+            self._fanout.apply(entry)
+
+    def _welcome(
+        self,
+        connection: Connection,
+        snapshot: MechanicSnapshot | CustomerSnapshot | WorkshopSnapshot | AdminSnapshot,
+    ) -> Welcome:
+        return Welcome(
+            user_id=connection.user_id,
+            role=connection.role,
+            connection_id=connection.connection_id,
+            node_id=self.node_id,
+            server_time=timestamp(self.now()),
+            heartbeat_seconds=Limits().ping_seconds,
+            snapshot=snapshot,
+        )
+
+    # --- frames
+
+    async def received(self, connection: Connection, frame: AnyClientFrame) -> None:
+        """Handles one frame that this role may send, and answers it."""
+        answer = await self._handle(connection, frame)
+        if answer is not None:
+            connection.send_frame(answer)
+
+    async def _handle(self, connection: Connection, frame: AnyClientFrame) -> ServerFrame | None:
+        user_id, re = connection.user_id, frame.id
+        dispatcher = self._dispatcher
+        match frame:
+            case OfferAccept():
+                answer = await dispatcher.accept(
+                    user_id, frame.offer_id, frame.accept_id, connection
+                )
+                return _verdict(frame, answer)
+            case OfferSeen():
+                for offer_id in frame.all_ids():
+                    await dispatcher.seen(user_id, offer_id)
+                return None
+            case OfferDecline():
+                await dispatcher.decline(user_id, frame.offer_id, frame.reason)
+                return Ok(re=re)
+            case AvailabilitySet():
+                facts = await dispatcher.set_available(user_id, frame.available)
+                connection.send_frame(Ok(re=re))
+                dispatcher.tell_facts(facts)
+                return None
+            case AssignmentCancel():
+                await dispatcher.cancel_assignment(user_id, frame.session_id, frame.reason)
+                return Ok(re=re)
+            case RequestCancel():
+                await dispatcher.cancel(user_id, frame.request_id)
+                return Ok(re=re)
+            case RequestWiden():
+                await dispatcher.widen(user_id, frame.request_id)
+                return Ok(re=re)
+            case SessionJoin():
+                entry = await dispatcher.join(user_id, connection.role, frame.session_id)
+                return frames.session_state(entry, connection.role, self.now(), re)
+            case SessionEnd():
+                entry = await dispatcher.end(user_id, frame.session_id)
+                return frames.session_state(entry, connection.role, self.now(), re)
+            case MechanicWatch():
+                return await self._watch(connection, frame)
+            case MechanicUnwatch():
+                self._hub.unwatch(connection, frame.mechanic_id)
+                return await self._presence_of(frame.mechanic_id, re)
+            case TokenRefresh():
+                return await self._refresh(connection, frame)
+            case Hello() | Ping():
+                raise AssertionError("answered by the websocket layer")
+            case _ as unreachable:
+                assert_never(unreachable)
+
+    async def _watch(self, connection: Connection, frame: MechanicWatch) -> ServerFrame:
+        if self._hub.watched_by(connection) >= MAX_WATCHED:
+            raise RateLimited("too many mechanics are watched")
+        answer = await self._presence_of(frame.mechanic_id, frame.id)
+        if not connection.closing:
+            self._hub.watch(connection, frame.mechanic_id)
+        return answer
+
+    async def _presence_of(self, mechanic_id: UUID, re: str | None) -> ServerFrame:
+        try:
+            status = await mechanics.status(self._store.pool, self._presence, mechanic_id)
+        except NotFound:
+            raise NotFound("no such mechanic") from None
+        return status.frame(re)
+
+    async def tell_watchers(self, mechanic_id: UUID) -> None:
+        """A mechanic came, went or changed: whoever watches her here gets her presence."""
+        watchers = self._hub.watchers_of(mechanic_id)
+        if watchers:
+            frame = await self._presence_of(mechanic_id, None)
+            for socket in watchers:
+                socket.send_frame(frame)
+
+    async def _refresh(self, connection: Connection, frame: TokenRefresh) -> ServerFrame:
+        identity = await self.authenticate(frame.token)
+        if (identity.user_id, identity.role) != (connection.user_id, connection.role):
+            raise NotAuthenticated("the token is somebody else's")
+        connection.expires_at = identity.expires_at
+        connection.epoch = identity.epoch
+        return Ok(re=frame.id)
+
+
+def _verdict(frame: OfferAccept, answer: Answer) -> ServerFrame:
+    if answer.reason is not None:
+        return OfferLost(
+            re=frame.id, offer_id=frame.offer_id, accept_id=frame.accept_id, reason=answer.reason
+        )
+    assert answer.request_id is not None
+    assert answer.session_id is not None
+    return OfferWon(
+        re=frame.id,
+        offer_id=frame.offer_id,
+        request_id=answer.request_id,
+        session_id=answer.session_id,
+        accept_id=frame.accept_id,
+    )
