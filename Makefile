@@ -1,0 +1,49 @@
+# make run    a small city that books, races and tells its story, until Ctrl-C
+# make test   every test, against real servers that it starts itself
+# make check  formatting, lint and types
+# make load   100 priority bookings end to end, judged, with a report   (ARGS="--bookings 500")
+# make bench  measured comparisons                                      (ARGS="fanout")
+# make setup  what the others need, in .venv; they call it themselves
+
+BASE_PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON := .venv/bin/python
+INSTALLED := .venv/.installed
+
+.PHONY: run test check load bench setup
+.DEFAULT_GOAL := run
+
+run: setup
+	$(PYTHON) -m loadtest.demo $(ARGS)
+
+test: setup
+	$(PYTHON) -m pytest $(ARGS)
+
+check: setup
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy dispatch tests loadtest bench
+
+load: setup
+	$(PYTHON) -m loadtest $(ARGS)
+
+bench: setup
+	$(PYTHON) -m bench $(ARGS)
+
+setup: $(INSTALLED)
+
+# The project itself is installed editable, built by the hatchling that the lock brings.
+$(INSTALLED): requirements.lock pyproject.toml
+	@"$(BASE_PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed: make BASE_PYTHON=/path/to/python3 $(MAKECMDGOALS)"; exit 1; }
+	@if command -v uv >/dev/null; then \
+	  set -ex; \
+	  uv venv --quiet --allow-existing --python "$(BASE_PYTHON)" .venv; \
+	  uv pip install --quiet --python $(PYTHON) --require-hashes -r requirements.lock; \
+	  uv pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation -e .; \
+	else \
+	  set -ex; \
+	  "$(BASE_PYTHON)" -m venv .venv; \
+	  $(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; \
+	  $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	fi
+	@touch $@
