@@ -10,6 +10,7 @@ from dispatch.core import messages
 from dispatch.core.lifecycle import Deadline, deadlines, decide, due_at, opening_is_due
 from dispatch.core.types import (
     Accept,
+    Answered,
     Ask,
     Booking,
     Cancel,
@@ -292,7 +293,7 @@ def test_a_favourite_who_saw_it_has_her_whole_window() -> None:
     fallback = decide(seen.booking, Due(), at(minutes=10), POLICY)
 
     assert changes(given, seen) == {"next_attempt_at": None, "message": messages.FAVOURITE_SAW}
-    assert seen.effects == (Log("seen", ANNA),)
+    assert seen.effects == (Answered(ANNA, "seen"), Log("seen", ANNA))
     assert due_at(seen.booking, POLICY) == at(minutes=10)
     assert changes(seen.booking, fallback) == TO_EVERYONE | {
         "fallback_broadcast_at": at(minutes=10)
@@ -333,6 +334,7 @@ def test_a_favourite_s_decline_asks_everyone_else_at_once() -> None:
         "fallback_broadcast_at": at(2),
     }
     assert decision.effects == (
+        Answered(ANNA, "declined", "far away"),
         Log("declined", ANNA, "far away"),
         Log("widened", detail="declined"),
     )
@@ -402,7 +404,7 @@ def test_a_decline_only_excludes_who_declined() -> None:
     again = decide(decision.booking, Decline(candidate(BEN), given.offer_id), at(2), POLICY)
 
     assert changes(given, decision) == {"excluded": (BEN,)}
-    assert decision.effects == (Log("declined", BEN),)
+    assert decision.effects == (Answered(BEN, "declined"), Log("declined", BEN))
     assert again.booking is decision.booking
     assert again.rejection is None
 
