@@ -60,7 +60,7 @@ class Client:
         self.rng = rng
         self.online = False
         self.connection = 0
-        self._url, self._token, self._history = url, token, history
+        self._url, self._token, self.history = url, token, history
         self._says_hello = says_hello
         self._socket: ClientConnection | None = None
         self._asked: dict[str, asyncio.Future[Frame]] = {}
@@ -126,8 +126,8 @@ class Client:
             close_timeout=2,
         )
         self._socket, self._left = socket, False
-        self.connection = self._history.next_connection()
-        self._history.add(Connected(self._history.now(), self.who, self.connection))
+        self.connection = self.history.next_connection()
+        self.history.add(Connected(self.history.now(), self.who, self.connection))
         try:
             if self._says_hello:
                 await self.send("hello", token=self._token, client="loadtest")
@@ -142,8 +142,8 @@ class Client:
 
     def _gone(self, socket: ClientConnection) -> None:
         self._socket, self.online = None, False
-        now = self._history.now()
-        self._history.add(Lost(now, self.who, self.connection, socket.close_code, self._left))
+        now = self.history.now()
+        self.history.add(Lost(now, self.who, self.connection, socket.close_code, self._left))
         for asked in self._asked.values():
             if not asked.done():
                 asked.set_exception(ConnectionLost())
@@ -207,14 +207,14 @@ class Client:
         if socket is None:
             raise ConnectionLost
         recorded = frame | {"token": "***"} if "token" in frame else frame
-        self._history.add(Sent(self._history.now(), self.who, self.connection, recorded))
+        self.history.add(Sent(self.history.now(), self.who, self.connection, recorded))
         try:
             await socket.send(msgspec.json.encode(frame), text=True)
         except ConnectionClosed:
             raise ConnectionLost from None
 
     def _take(self, frame: Frame) -> None:
-        self._history.add(Received(self._history.now(), self.who, self.connection, frame))
+        self.history.add(Received(self.history.now(), self.who, self.connection, frame))
         match frame.get("type"):
             case "welcome":
                 self.online = True

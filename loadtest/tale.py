@@ -74,7 +74,8 @@ class Tale:
         self._customer, self._order, self._name = customer, order, name
         self._open: deque[Line | _Asked | _Race] = deque()
         self._why = ""
-        self._stage: str | None = None
+        self._stage: str | None = None  # as told, which is a moment behind
+        self._shown_stage: str | None = None  # as shown
         self._shown: set[tuple[str, str]] = set()
         self._attempt = 1
         self._generation = 1
@@ -111,7 +112,8 @@ class Tale:
         match event.step:
             case "paying":
                 self.is_paid = True
-                self.say(f"{who} pays {event.fields.get('price', '')} for {self._wish()}")
+                price = f" {event.fields['price']}" if "price" in event.fields else ""
+                self.say(f"{who} pays{price} for {self._wish()}")
             case "failed":
                 self.say(f"{who} could not book: {event.fields['why']}", Mood.BAD)
                 self._is_over = True
@@ -140,7 +142,7 @@ class Tale:
             case "offer.accept":
                 self._race(event.at, event.frame["offer_id"]).names.append(who)
             case "offer.decline":
-                if self._stage == "priority":
+                if self._shown_stage == "priority":
                     self._why = f"{who} declines"
                 else:
                     self.say(f"{who} declines", Mood.DIM)
@@ -174,7 +176,7 @@ class Tale:
 
     def mechanic_moved(self, at: float, who: str, *, came: bool) -> None:
         """Somebody's connection came or went: told while the favourite is waited for."""
-        alone = self._stage == "priority" and not self._is_over
+        alone = self._shown_stage == "priority" and not self._is_over
         if alone and who == self._order.get("preferred_mechanic_id") and self.request_id:
             news = "is online" if came else "loses the connection"
             self.say(f"{self._name(who)} {news}", Mood.DIM)
@@ -191,6 +193,7 @@ class Tale:
         if key in self._shown:
             return
         self._shown.add(key)
+        self._shown_stage = offer["stage"]
         self._unasked_since = None
         asked = next(
             (
@@ -271,7 +274,7 @@ class Tale:
         favourite = self._order.get("preferred_mechanic_id")
         if favourite is not None:
             name = self._name(favourite)
-            self._stage = "priority"
+            self._stage = self._shown_stage = "priority"
             self.say(f"{name} is not there: the request waits for {name}", Mood.TURN)
         else:
             self.say("nobody is there to ask: the request stays open", Mood.TURN)
