@@ -11,7 +11,7 @@ from loadtest.figures import OUTCOMES, Latency, Life
 
 BINS = 28
 WIDTH, HEIGHT = 380, 190
-LEFT, RIGHT, TOP, BOTTOM = 34, 12, 14, 30
+LEFT, RIGHT, TOP, BOTTOM = 34, 12, 20, 30
 
 
 def delay(latency: Latency) -> str:
@@ -48,7 +48,8 @@ def delay(latency: Latency) -> str:
         x, y = x_of(value), floor - share * plot_height
         parts.append(f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="3.2"/>')
         side, anchor = (-6, "end") if x > WIDTH * 0.62 else (6, "start")
-        parts.append(_text(x + side, y + 10, f"p{share * 100:g}", anchor, "tag"))
+        drop = -5 if share == 0.99 else 11
+        parts.append(_text(x + side, y + drop, f"p{share * 100:g}", anchor, "tag"))
     return _svg(WIDTH, HEIGHT, parts)
 
 
@@ -59,10 +60,13 @@ def _decades(samples: Sequence[float]) -> tuple[int, int]:
 
 
 def _axis(low: int, high: int, x_of: Callable[[float], float], floor: float) -> Iterable[str]:
-    for decade in range(low, high + 1):
-        x = x_of(10.0**decade)
+    steps = (1, 3) if high - low <= 2 else (1,)
+    ticks = [10.0**decade * step for decade in range(low, high) for step in steps] + [10.0**high]
+    for tick in ticks:
+        x = x_of(tick)
+        anchor = "end" if tick == ticks[-1] else "middle"
         yield f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{floor}"/>'
-        yield _text(x, floor + 16, milliseconds(10.0**decade), "middle", "label")
+        yield _text(x, floor + 16, milliseconds(tick), anchor, "label")
     for share in (0, 50, 100):
         y = floor - share / 100 * (floor - TOP)
         yield _text(LEFT - 6, y + 3.5, f"{share}%", "end", "label")
@@ -93,7 +97,7 @@ def outcomes(by_strategy: dict[str, dict[str, int]]) -> str:
 
 
 def lives(bookings: Sequence[Life]) -> str:
-    """Every booking as a line from the payment to its end, coloured by what it waited for."""
+    """Every booking as a line from payment to end, the quickest first, coloured by its stages."""
     if not bookings:
         return ""
     width, left = 1180, 8
@@ -112,7 +116,8 @@ def lives(bookings: Sequence[Life]) -> str:
             f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{height - 24:.1f}"/>'
         )
         parts.append(_text(x, height - 8, f"{index * step:g} s", "middle", "label"))
-    for index, life in enumerate(bookings):
+    by_length = sorted(bookings, key=lambda life: life.ended_seconds - life.paying_seconds)
+    for index, life in enumerate(by_length):
         y = 12 + index * row
         parts.append(f"<g><title>{escape(_story(life))}</title>")
         for kind, start, end in _spans(life):
@@ -161,7 +166,9 @@ def _step(span_seconds: float) -> float:
 
 
 def milliseconds(value: float) -> str:
-    """A delay as people read it: `0.4 ms`, `12 ms`, `1.3 s`."""
+    """A delay as people read it: `0.4 ms`, `12 ms`, `1.3 s`; a dash when nothing was measured."""
+    if value <= 0:
+        return "-"
     if value >= 1000:
         return f"{value / 1000:.3g} s"
     return f"{value:.3g} ms"

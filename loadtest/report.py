@@ -201,16 +201,18 @@ h1{font-size:30px;letter-spacing:-.02em;margin:0}h2{font-size:19px;margin:38px 0
 .verdict{border-radius:12px;padding:10px 20px;font-size:16px;border:1.5px solid}
 .verdict b{font-size:24px;margin-right:4px}
 .good{color:var(--good);border-color:var(--good)}.bad{color:var(--bad);border-color:var(--bad)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(170px,1fr));gap:14px;margin:26px 0}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(170px,1fr));gap:14px;
+margin:26px 0}
 .card,.tile{background:var(--card);border:1px solid var(--line);border-radius:12px}
 .tile{padding:14px 18px}.tile b{display:block;font-size:25px;letter-spacing:-.02em}
 .tile span{color:var(--soft);font-size:13px}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(340px,1fr));gap:14px}
 .card{padding:14px 16px;margin:0 0 14px}figure.card{margin:0}
 figcaption{display:flex;justify-content:space-between;font-weight:600;margin-bottom:6px}
-figcaption span{color:var(--soft);font-weight:400}
+figcaption span{color:var(--soft);font-weight:400;white-space:nowrap;padding-left:10px}
 svg{display:block;width:100%;height:auto}svg text{fill:var(--soft);font-size:10.5px}
-svg .name{fill:var(--ink);font-size:13px}svg .inside{fill:#fff;font-size:12px;font-weight:600}
+svg .name{fill:var(--ink);font-size:13px}
+svg .inside{fill:var(--card);font-size:12px;font-weight:600}
 svg .tag{fill:var(--ink);font-size:10.5px;font-weight:600}
 .bar{fill:var(--bar)}.cdf{fill:none;stroke:var(--cdf);stroke-width:1.8;stroke-linejoin:round}
 .mark{fill:var(--card);stroke:var(--cdf);stroke-width:1.8}
