@@ -21,7 +21,7 @@ from loadtest import local_server
 from loadtest.api import Api, ApiError
 from loadtest.city_life import CityLife
 from loadtest.client import Refused
-from loadtest.history import Event, History
+from loadtest.history import History
 from loadtest.local_server import ServerFailed
 from loadtest.narrator import Narrator
 from loadtest.people import City
@@ -99,20 +99,12 @@ async def _live(options: argparse.Namespace) -> None:
         city = await local_server.seed(folder, mechanics=None, customers=None)
         print(_introduction(url, city, folder), flush=True)
         http = await stack.enter_async_context(aiohttp.ClientSession())
-        history = History()
-        history.events = _Unkept()
+        history = History(keeps=False)
         narrator = Narrator(city.workshop_names())
         history.listeners.append(narrator.take)
         stack.enter_context(_saying_goodbye())
         await stack.enter_async_context(_telling(narrator, history, in_colour=_colour(options)))
         await CityLife(Api(http, url), city, history, narrator.say, options.seed).run()
-
-
-class _Unkept(list[Event]):
-    """A demonstration runs for ever: its events are told, not kept."""
-
-    def append(self, event: Event) -> None:
-        return
 
 
 @contextlib.asynccontextmanager

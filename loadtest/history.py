@@ -94,10 +94,20 @@ Event = Introduced | Connected | Lost | Sent | Received | Booked | Fault | Finis
 
 
 class History:
-    """Append-only. Listeners are called with each event as it is added, in order."""
+    """Append-only. Listeners are called with each event as it is added, in order.
 
-    def __init__(self, events: Iterable[Event] = (), clock: Callable[[], float] = time.monotonic):
+    With `keeps=False` listeners are all there is: what runs for ever is told, not kept.
+    """
+
+    def __init__(
+        self,
+        events: Iterable[Event] = (),
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        keeps: bool = True,
+    ):
         self.events: list[Event] = list(events)
+        self._keeps = keeps
         self.listeners: list[Callable[[Event], None]] = []
         self._clock = clock
         self._connections = itertools.count(1)
@@ -109,7 +119,8 @@ class History:
         return next(self._connections)
 
     def add(self, event: Event) -> None:
-        self.events.append(event)
+        if self._keeps:
+            self.events.append(event)
         for listener in self.listeners:
             listener(event)
 

@@ -12,6 +12,7 @@ from loadtest.history import Booked, Connected, Event, Frame, Introduced, Lost, 
 from loadtest.tale import Line, Mood, Tale
 
 CITY = ""
+EARLY_REQUESTS = 64
 
 
 class Narrator:
@@ -96,6 +97,8 @@ class Narrator:
             request_id = frame["request_id"]
             if request_id not in self._by_request:
                 self._early.setdefault(request_id, []).append(_with(event, frame))
+                while len(self._early) > EARLY_REQUESTS:  # Somebody else's: never told.
+                    del self._early[next(iter(self._early))]
                 return
             self._by_round[frame["offer_id"]] = self._by_request[request_id]
         tale = self._tale_of(frame)

@@ -44,7 +44,7 @@ async def _watch(options: argparse.Namespace) -> None:
     async with aiohttp.ClientSession() as http:
         api = Api(http, options.url)
         token = await api.login(options.email, options.password)
-    history = History()
+    history = History(keeps=False)
     history.listeners.append(lambda event: _show(event, raw=options.raw))
     client = Client(api.websocket_url, options.email, token, history, random.Random())
     with contextlib.suppress(TimeoutError):
