@@ -5,6 +5,7 @@ may create databases) and DISPATCH_TEST_REDIS_URL name. Fixtures, from the groun
 
     servers        Servers(database_url, redis_url), for the session
     database_url   a database of its own for this test, with the whole schema, dropped afterwards
+    empty_database_url   the same without a schema
     redis_url      the Redis, emptied after this test
     make_config    make_config(**overrides) -> Config for that database and Redis
     config         make_config()
@@ -94,6 +95,13 @@ def database_url(servers: Servers, template_url: str) -> Iterator[str]:
     url = create_database(servers, template_url)
     # The copy would be the same cluster in Redis as every other test's.
     execute(url, "UPDATE cluster SET id = gen_random_uuid()")
+    yield url
+    drop_database(servers, url)
+
+
+@pytest.fixture
+def empty_database_url(servers: Servers) -> Iterator[str]:
+    url = create_database(servers)
     yield url
     drop_database(servers, url)
 

@@ -1,7 +1,6 @@
 """A database becomes ours in one step, exactly once, however many try at the same time."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
@@ -10,14 +9,6 @@ import pytest
 from dispatch.children import free_port
 from dispatch.errors import StartError, Unavailable
 from dispatch.migrate import Source, migrate, shipped
-from tests.conftest import Servers, create_database, drop_database
-
-
-@pytest.fixture
-def empty_database_url(servers: Servers) -> Iterator[str]:
-    url = create_database(servers)
-    yield url
-    drop_database(servers, url)
 
 
 @pytest.fixture
