@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import uvicorn
@@ -213,6 +213,7 @@ class RawClient:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
+        self.close_sent = False
 
     async def handshake(
         self, headers: dict[str, str] | list[tuple[str, str]] | None = None, target: str = "/ws"
@@ -246,7 +247,15 @@ class RawClient:
 
     def send(self, payload: bytes | str, opcode: int = TEXT, fin: bool = True) -> None:
         """Write one frame of any kind."""
+        self.close_sent = self.close_sent or opcode == CLOSE
         self.write(frame(payload, opcode, fin))
+
+    def stop_reading(self) -> None:
+        """Leave what comes in the kernel's buffers, which then fill."""
+        cast(asyncio.ReadTransport, self.writer.transport).pause_reading()
+
+    def read_on(self) -> None:
+        cast(asyncio.ReadTransport, self.writer.transport).resume_reading()
 
     async def read_frame(self) -> tuple[int, bytes]:
         """Opcode and payload of the next frame. Raises IncompleteReadError at the end."""
@@ -268,13 +277,16 @@ class RawClient:
         return json.loads(payload)
 
     async def read_close(self) -> int:
-        """The code of the close frame, which is followed by the end of the stream.
+        """The code of the server's close frame, once it has ended the TCP connection as well.
 
-        Whatever else comes before it is read and dropped.
+        Whatever else comes before it is read and dropped; the closing handshake is completed.
         """
         while True:
             opcode, payload = await self.read_frame()
             if opcode == CLOSE:
+                if not self.close_sent:
+                    self.send(payload, CLOSE)
+                await self.read_end()
                 self.writer.close()
                 return int.from_bytes(payload[:2], "big")
 
