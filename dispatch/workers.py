@@ -210,6 +210,8 @@ class Workers:
             code = EXIT_CONFIGURATION
         except DispatchError as error:
             say(error.message)
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else EXIT_FAILED
         except BaseException:
             traceback.print_exc()
         finally:

@@ -9,11 +9,15 @@ may create databases) and DISPATCH_TEST_REDIS_URL name. Fixtures, from the groun
     redis_url      the Redis, emptied after this test
     make_config    make_config(**overrides) -> Config for that database and Redis
     config         make_config()
+    server         server(*arguments, **environ) -> LiveServer: `dispatch serve` on that database
+                   and Redis, or on its own with `server("--embedded", DIR)`; several if wanted
 """
 
 import asyncio
+import contextlib
 import os
 import shutil
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -29,9 +33,11 @@ import uvloop
 from dispatch.config import Config, load
 from dispatch.embedded import Embedded
 from dispatch.migrate import migrate
+from tests.live_server import LiveServer
 from tests.support import JWT_SECRET, STRIPE_SECRET_KEY, STRIPE_WEBHOOK_SECRET
 
 MakeConfig = Callable[..., Config]
+StartServer = Callable[..., LiveServer]
 
 # Short where a test would wait for it, long where it would get in a test's way.
 TEST_SECONDS = {
@@ -132,6 +138,42 @@ def make_config(database_url: str, redis_url: str) -> MakeConfig:
 @pytest.fixture
 def config(make_config: MakeConfig) -> Config:
     return make_config()
+
+
+@pytest.fixture
+def server(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[StartServer]:
+    """Start a live server on a free port; `environ` adds to and overrides the test's own."""
+    base = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "DATABASE_URL": database_url,
+        "REDIS_URL": redis_url,
+        "DISPATCH_PORT": "0",
+        "DISPATCH_JWT_SECRET": JWT_SECRET,
+        "STRIPE_SECRET_KEY": STRIPE_SECRET_KEY,
+        "STRIPE_WEBHOOK_SECRET": STRIPE_WEBHOOK_SECRET,
+        **{f"DISPATCH_{name.upper()}": str(seconds) for name, seconds in TEST_SECONDS.items()},
+    }
+    with contextlib.ExitStack() as stack:
+
+        def start(*arguments: object, **environ: str) -> LiveServer:
+            folder = Path(tempfile.mkdtemp(prefix="server-", dir=tmp_path))
+            own = {} if "--embedded" not in arguments else dict.fromkeys(_NOT_EMBEDDED, "")
+            environ = base | own | environ
+            return stack.enter_context(LiveServer.start(folder, environ, *map(str, arguments)))
+
+        yield start
+
+
+# Embedded servers bring these: an empty variable counts as one that is not set.
+_NOT_EMBEDDED = (
+    "DATABASE_URL",
+    "REDIS_URL",
+    "DISPATCH_JWT_SECRET",
+    "STRIPE_SECRET_KEY",
+    "STRIPE_WEBHOOK_SECRET",
+)
 
 
 def create_database(servers: Servers, template_url: str = "") -> str:
