@@ -1,9 +1,9 @@
 """The configuration: read from the environment once, checked as a whole, never changed.
 
 Its one job: turn variables into a frozen `Config`. Each setting is one line of the class: its
-variable, its default and what it may be. May import `errors` only. Fails with one `ConfigError`
-that names every wrong or missing value together; no secret is ever part of a message, of
-`repr(config)` or of `describe(config)`.
+variable, its default and what it may be. May import `errors` and the core's types only. Fails with
+one `ConfigError` that names every wrong or missing value together; no secret is ever part of a
+message, of `repr(config)` or of `describe(config)`.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from dispatch.core.types import Policy
 from dispatch.errors import ConfigError
 
 HOUR_SECONDS = 3600
@@ -190,6 +191,10 @@ class Config:
             loopback = (f"http://localhost:{port}", f"http://127.0.0.1:{port}")
             allowed = tuple(dict.fromkeys((own, *(loopback if _is_local(self.host) else ()))))
         return dataclasses.replace(config, public_url=public_url, allowed_origins=allowed)
+
+    def policy(self) -> Policy:
+        """The part that decisions use."""
+        return Policy(**{name: getattr(self, name) for name in Policy.__struct_fields__})
 
     def _is_set(self, name: str) -> bool:
         return self.sources.get(name) in ("environment", "option")

@@ -10,6 +10,7 @@ asks again), `NotFound`, and `Rejected`, which carries the core's code for why n
 """
 
 import logging
+import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final, assert_never
@@ -57,6 +58,7 @@ from dispatch.errors import Conflict, NotFound
 from dispatch.fanout import Fanout
 from dispatch.hints import BookingChanged, Entry, Hint, MechanicChanged, SessionWarned
 from dispatch.hub import Socket
+from dispatch.metrics import Metrics
 from dispatch.presence import PresenceRegistry
 from dispatch.protocol import LostReason
 from dispatch.store import Facts, Locked, Store
@@ -98,6 +100,7 @@ class Dispatcher:
         presence: PresenceRegistry,
         clock: Clock,
         tasks: Tasks,
+        metrics: Metrics,
         *,
         publish: Callable[[Hint], None],
         refunds_queued: Callable[[], None],
@@ -109,12 +112,17 @@ class Dispatcher:
         self._presence = presence
         self._clock = clock
         self._tasks = tasks
+        self._metrics = metrics
         self._publish = publish
         self._refunds_queued = refunds_queued
         self._policy = policy
         self.timers = Timers(clock, self._timer_fired)
 
     # --- time
+
+    def opened(self, request_id: UUID) -> None:
+        """A session was made: its request opens now, or its slot's time is armed."""
+        self._tasks.spawn(self.fire(request_id), f"open {request_id}")
 
     async def fire(self, request_id: UUID) -> None:
         """Lets whatever is due of this booking happen: the opening, a deadline, a lost favourite.
@@ -185,6 +193,14 @@ class Dispatcher:
         was meant, it answers by itself; in every other case Postgres judges. `answered` is the
         socket that the caller will answer: the winner's other devices are told from here.
         """
+        started_at = time.perf_counter()
+        answer = await self._judge(mechanic_id, offer_id, accept_id, answered)
+        self._metrics.accept(answer.reason or "won", time.perf_counter() - started_at)
+        return answer
+
+    async def _judge(
+        self, mechanic_id: UUID, offer_id: UUID, accept_id: UUID, answered: Socket | None
+    ) -> Answer:
         if self._lost_for_certain(mechanic_id, offer_id):
             return Answer(reason="taken")
         try:
@@ -340,7 +356,7 @@ class Dispatcher:
         self._announce(after)
         if Warn() in decision.effects:
             self._fanout.warn(after)
-            self._publish(SessionWarned(after.booking.session_id))
+            self._publish(SessionWarned(request_id))
         return after
 
     async def _commit(self, locked: Locked, decision: Decision) -> Entry:
@@ -382,6 +398,7 @@ class Dispatcher:
         """After a commit: our sockets, the other nodes, our clock. Never awaits, so never half."""
         self._fanout.apply(entry, answered)
         self._publish(BookingChanged(entry))
+        self._metrics.change(entry.booking.status.value)
         self._arm(entry.booking)
 
     def _arm(self, booking: Booking, not_before: datetime | None = None) -> None:

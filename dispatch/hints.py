@@ -40,9 +40,9 @@ class BookingChanged(Struct, frozen=True, tag="b"):
 
 
 class SessionWarned(Struct, frozen=True, tag="w"):
-    """The end of a session is near: its participants are to be warned."""
+    """The end of this booking's session is near: its participants are to be warned."""
 
-    session_id: UUID
+    request_id: UUID
 
 
 class MechanicChanged(Struct, frozen=True, tag="m"):

@@ -1,0 +1,108 @@
+"""The composition root: a node, its HTTP application and its sockets behind one listening socket.
+
+One job: run one node until SIGTERM. uvicorn serves HTTP and hands websockets to our protocol class.
+On SIGTERM readiness turns red, the sockets are drained, answers under way are finished, the timers
+are left to Postgres.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+from uuid import UUID
+
+import uvicorn
+import uvloop
+
+from dispatch import http, logs
+from dispatch.config import Config
+from dispatch.node import Node
+from dispatch.websocket import Connection
+
+log = logging.getLogger(__name__)
+
+EXIT_FAILED = 1
+BACKLOG = 4096
+
+
+def run_node(config: Config, node_id: UUID, sock: socket.socket, ready: Callable[[], None]) -> None:
+    """Runs one node on this listening socket until SIGTERM; returns after the drain.
+
+    `ready` is called when it serves. Raises `Unavailable` when Postgres is away at the start.
+    """
+    logs.set_up()
+    uvloop.run(_run(config, node_id, sock, ready))
+
+
+async def _run(
+    config: Config, node_id: UUID, sock: socket.socket, ready: Callable[[], None]
+) -> None:
+    node = await Node.start(config, node_id)
+    server = _Server(_uvicorn_config(node), ready)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, server.stop.set)
+    log.info("node %s serves, pid %d", node_id, os.getpid())
+    try:
+        async with asyncio.TaskGroup() as group:
+            loops = [group.create_task(loop, name=name) for name, loop in node.loops().items()]
+            group.create_task(_drain_on_stop(node, server), name="drain")
+            await server.serve([sock])
+            for running in loops:
+                running.cancel()
+    finally:
+        await node.close()
+    if node.failed.is_set():
+        raise SystemExit(EXIT_FAILED)
+
+
+async def _drain_on_stop(node: Node, server: "_Server") -> None:
+    """Waits for SIGTERM or for a failure that nobody foresaw; then ends the node in good order."""
+    stop = asyncio.create_task(server.stop.wait(), name="wait-for-stop")
+    failed = asyncio.create_task(node.failed.wait(), name="wait-for-failure")
+    await asyncio.wait((stop, failed), return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    failed.cancel()
+    log.info("node %s drains %d sockets", node.node_id, len(node.hub))
+    await node.drain()
+    server.should_exit = True
+
+
+def _uvicorn_config(node: Node) -> uvicorn.Config:
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[dict[str, Any]]:
+        yield {"gateway": node.gateway}
+
+    return uvicorn.Config(
+        http.create_app(node, lifespan),
+        loop="none",
+        http="httptools",
+        ws=Connection,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=max(1, int(node.config.drain_seconds)),
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server without its signal handlers: SIGTERM begins our drain first."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self.stop = asyncio.Event()
+        self._ready = ready
+
+    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]  # a context manager all the same
+        return contextlib.nullcontext()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Says that the node serves once it does."""
+        await super().startup(sockets)
+        self._ready()

@@ -1,0 +1,334 @@
+"""One node: its parts put together, what it hears from the others, and its loops.
+
+One job: compose. A node is one process with its own sockets, board, timers and pool. It hears
+hints and applies them; each second it compares its board and its mechanics with Postgres and
+performs the difference, because a hint may be lost after any commit. A loop that fails for a
+reason nobody foresaw ends the node: the supervisor starts a new one, and the others go on.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Coroutine
+from datetime import datetime, timedelta
+from typing import Any, Final, Self, assert_never
+from uuid import UUID
+
+from dispatch import payments
+from dispatch.audience import Audience
+from dispatch.audit import Audit
+from dispatch.auth import Authenticator
+from dispatch.board import Board
+from dispatch.bus import Bus
+from dispatch.config import Config
+from dispatch.database import Pool, close_pool, open_pool, unavailable_when_lost
+from dispatch.dispatcher import Dispatcher
+from dispatch.errors import NotFound, Unavailable
+from dispatch.fanout import Fanout
+from dispatch.gateway import Gateway
+from dispatch.hints import (
+    BookingChanged,
+    Hint,
+    MechanicChanged,
+    PresenceChanged,
+    Reach,
+    Roster,
+    SessionWarned,
+    UserRevoked,
+)
+from dispatch.hub import Hub
+from dispatch.metrics import Metrics
+from dispatch.namespace import namespace
+from dispatch.outbox import Outbox
+from dispatch.people import login_rate
+from dispatch.presence import PresenceRegistry
+from dispatch.protocol import CloseCode, Drain
+from dispatch.store import Store
+from dispatch.stripe_client import StripeClient
+from dispatch.tasks import Tasks
+from dispatch.timers import Clock, Sweep
+
+log = logging.getLogger(__name__)
+
+OVERDUE_BATCH: Final = 100
+COUNTS_SECONDS: Final = 0.25
+CLOCK_SECONDS: Final = 10.0
+DEGRADED_RECONCILE_SECONDS: Final = 0.5
+READY_SECONDS: Final = 1.0
+# A transaction that commits later than this after it began is ended by Postgres.
+FACTS_MARGIN: Final = timedelta(seconds=60)
+DRAIN_SPREAD_SECONDS: Final = 5.0
+
+
+class Node:
+    """The parts of one node. Made by `start`, ended by `close`."""
+
+    def __init__(
+        self, config: Config, node_id: UUID, pool: Pool, stripe: StripeClient, space: str
+    ) -> None:
+        self.config = config
+        self.node_id = node_id
+        self.pool = pool
+        self.stripe = stripe
+        self.failed = asyncio.Event()
+        self.tasks = Tasks(self.failed.set)
+        self.clock = Clock()
+        self.store = Store(pool)
+        self.board = Board()
+        self.hub = Hub()
+        self.metrics = Metrics(node_id)
+        self.login_rate = login_rate(config.rate_logins)
+        self.audience = Audience(node_id)
+        self.audit = Audit(self.store, node_id, self.clock.now)
+        self.bus = Bus(config.redis_url, space, node_id, self._hear, self._resync)
+        self.presence = PresenceRegistry(
+            config.redis_url, space, node_id, pool, config, self._presence_changed
+        )
+        self.fanout = Fanout(
+            self.hub,
+            self.board,
+            self.audience,
+            self.audit,
+            now=self.clock.now,
+            publish=self.bus.publish,
+            capacity=config.mechanic_capacity,
+        )
+        self.outbox = Outbox(pool, {"refund": payments.refunder(pool, stripe)})
+        self.dispatcher = Dispatcher(
+            self.store,
+            self.board,
+            self.fanout,
+            self.presence,
+            self.clock,
+            self.tasks,
+            self.metrics,
+            publish=self.bus.publish,
+            refunds_queued=self.outbox.wake,
+            policy=config.policy(),
+        )
+        self.authenticator = Authenticator(config.jwt_secret, pool)
+        self.gateway = Gateway(
+            config,
+            node_id,
+            self.store,
+            self.board,
+            self.hub,
+            self.fanout,
+            self.dispatcher,
+            self.presence,
+            self.clock,
+            self.authenticator,
+            self.tasks,
+        )
+        self._reconcile_now = asyncio.Event()
+        self._facts_since: datetime | None = None
+        self._postgres_lost = False
+        self._watch_gauges()
+
+    @classmethod
+    async def start(cls, config: Config, node_id: UUID) -> Self:
+        """A node with a measured clock and a full board. Raises `Unavailable`."""
+        pool = await open_pool(config.database_url)
+        stripe = await asyncio.to_thread(
+            StripeClient,
+            config.stripe_secret_key,
+            api_base=config.stripe_api_base,
+            public_url=config.public_url,
+        )
+        node = cls(config, node_id, pool, stripe, await namespace(pool))
+        await node.clock.measure(pool)
+        await node.reconcile()
+        return node
+
+    def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """What a node does until it ends, by name; each runs until it is cancelled."""
+        sweep = Sweep(self._overdue, self._fire, self.config.sweep_seconds, OVERDUE_BATCH)
+        return {
+            "bus": self.bus.run(),
+            "presence": self.presence.run(),
+            "sweep": sweep.run(),
+            "audit": self.audit.run(),
+            "outbox": self.outbox.run(),
+            "reconcile": self._reconcile_loop(),
+            "counts": self._counts_loop(),
+            "clock": self._clock_loop(),
+        }
+
+    async def drain(self) -> None:
+        """No new sockets; everybody here is asked to reconnect elsewhere, spread in time."""
+        self.gateway.draining = True
+        spread = min(DRAIN_SPREAD_SECONDS, self.config.drain_seconds / 2)
+        for number, socket in enumerate(self.hub):
+            wait_ms = int(random.uniform(0, spread) * 1000)
+            socket.send_frame(Drain(reconnect_after_ms=wait_ms))
+            socket.close(CloseCode.RESTART, "restarting")
+            if number % 200 == 199:
+                await asyncio.sleep(0)
+
+    async def close(self) -> None:
+        """After the loops ended: says and writes what is left, and lets go of the servers."""
+        await self.tasks.close()
+        await self.audit.flush()
+        await self.presence.close()
+        await self.bus.close()
+        await self.stripe.close()
+        await close_pool(self.pool)
+
+    # --- hearing
+
+    def _hear(self, hints: list[Hint]) -> None:
+        for hint in hints:
+            self._hear_one(hint)
+
+    def _hear_one(self, hint: Hint) -> None:
+        match hint:
+            case BookingChanged(entry):
+                self.fanout.apply(entry)
+            case SessionWarned(request_id):
+                entry_here = self.board.get(request_id)
+                if entry_here is not None:
+                    self.fanout.warn(entry_here)
+            case MechanicChanged(candidate, changed_at):
+                self.fanout.facts(candidate, changed_at)
+                self._tell_watchers(candidate.mechanic_id)
+            case PresenceChanged(user_id):
+                self._tell_watchers(user_id)
+            case UserRevoked(user_id, token_epoch):
+                self.close_revoked(user_id, token_epoch)
+            case Reach(_, request_id):
+                self.audience.hear_reach(hint)
+                self.fanout.counts_changed(request_id)
+            case Roster():
+                self.audience.hear_roster(hint, time.monotonic())
+                self.fanout.all_counts_changed()
+            case _ as unreachable:
+                assert_never(unreachable)
+
+    def _presence_changed(self, changed: PresenceChanged) -> None:
+        self.bus.publish(changed)
+        self._tell_watchers(changed.user_id)
+
+    def _tell_watchers(self, mechanic_id: UUID) -> None:
+        if self.hub.watchers_of(mechanic_id):
+            self.tasks.spawn(self._tell(mechanic_id), f"tell watchers of {mechanic_id}")
+
+    async def _tell(self, mechanic_id: UUID) -> None:
+        try:
+            await self.gateway.tell_watchers(mechanic_id)
+        except NotFound:
+            log.info("mechanic %s is gone; her watchers find out when they ask", mechanic_id)
+
+    def revoke(self, user_id: UUID, token_epoch: int) -> None:
+        """Tokens below this epoch are void: their sockets close here and on every node."""
+        self.close_revoked(user_id, token_epoch)
+        self.bus.publish(UserRevoked(user_id, token_epoch))
+
+    def close_revoked(self, user_id: UUID, token_epoch: int) -> None:
+        """Closes this node's sockets that were opened with a token below this epoch."""
+        for socket in self.hub.sockets_of(user_id):
+            if socket.epoch < token_epoch:
+                socket.close(CloseCode.NOT_AUTHENTICATED, "the token was revoked")
+
+    # --- comparing with Postgres
+
+    def _resync(self) -> None:
+        self._reconcile_now.set()
+
+    async def reconcile(self) -> None:
+        """Reads what the board and the mechanics here are missing, and performs the difference."""
+        stale = self.board.differences(await self.store.live_versions())
+        for entry in await self.store.entries(stale):
+            self.fanout.apply(entry)
+        asked_at = await self._database_clock()
+        if self._facts_since is not None:  # before the first time nobody is here
+            for facts in await self.store.facts_changed_since(self._facts_since):
+                self.fanout.facts(facts.candidate, facts.changed_at)
+        self._facts_since = asked_at - FACTS_MARGIN
+
+    async def _database_clock(self) -> datetime:
+        async with unavailable_when_lost():
+            moment: datetime = await self.pool.fetchval("SELECT clock_timestamp()")
+        return moment
+
+    async def _reconcile_loop(self) -> None:
+        while True:
+            seconds = self.config.sweep_seconds
+            if self.bus.degraded:
+                seconds = min(seconds, DEGRADED_RECONCILE_SECONDS)
+            try:
+                async with asyncio.timeout(seconds * random.uniform(0.8, 1.2)):
+                    await self._reconcile_now.wait()
+            except TimeoutError:
+                pass
+            self._reconcile_now.clear()
+            try:
+                await self.reconcile()
+            except Unavailable as error:
+                if not self._postgres_lost:
+                    log.warning("postgres is away: %s", error.__cause__)
+                self._postgres_lost = True
+            else:
+                if self._postgres_lost:
+                    log.info("postgres is back")
+                self._postgres_lost = False
+
+    # --- the other loops
+
+    async def _overdue(self) -> list[UUID]:
+        return await self.store.overdue(OVERDUE_BATCH, self.config.mechanic_capacity)
+
+    async def _fire(self, request_id: UUID) -> None:
+        await self.dispatcher.fire(request_id)
+
+    async def _counts_loop(self) -> None:
+        """Tells customers how many were notified, and the others who is ready here."""
+        last = None
+        ticks = 0
+        while True:
+            await asyncio.sleep(COUNTS_SECONDS)
+            self.fanout.flush_counts()
+            ticks += 1
+            if ticks % 4:
+                continue
+            roster = self.audience.roster(self.hub.mechanics())
+            if roster != last:
+                self.fanout.all_counts_changed()
+            if roster != last or ticks % 20 == 0:
+                self.bus.publish(roster)
+            last = roster
+            self.audience.hear_roster(roster, time.monotonic())
+            self.audience.forget_silent_nodes(time.monotonic())
+
+    async def _clock_loop(self) -> None:
+        while True:
+            await asyncio.sleep(CLOCK_SECONDS)
+            try:
+                await self.clock.measure(self.pool)
+            except Unavailable:
+                log.debug("the clock runs on by itself")
+
+    # --- how it is
+
+    async def is_ready(self) -> bool:
+        """Whether this node can serve: not draining, and Postgres answers."""
+        if self.gateway.draining:
+            return False
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                await self._database_clock()
+        except (TimeoutError, Unavailable):
+            return False
+        return True
+
+    def degraded(self) -> list[str]:
+        """What is lost without keeping this node from serving."""
+        lost = {"redis": self.presence.degraded, "bus": self.bus.degraded}
+        return [name for name, is_lost in lost.items() if is_lost]
+
+    def _watch_gauges(self) -> None:
+        watch = self.metrics.watch
+        watch("sockets", "Authenticated websockets", lambda: len(self.hub))
+        watch("board_bookings", "Live bookings on the board", lambda: len(self.board))
+        watch("timers", "Pending timers", lambda: len(self.dispatcher.timers))
+        watch("bus_degraded", "1 while hints may be lost", lambda: int(self.bus.degraded))

@@ -1,0 +1,35 @@
+"""Small static pages for people who come back from elsewhere.
+
+One job: one plain page, without script, under a strict policy. The text is ours and is escaped all
+the same.
+"""
+
+import base64
+import hashlib
+from html import escape
+from typing import Final
+
+from starlette.responses import HTMLResponse
+
+_STYLE: Final = (
+    "body{font:18px/1.5 system-ui,sans-serif;max-width:32rem;margin:20vh auto;padding:0 1rem;"
+    "color:#1c2430;background:#f6f7f9}h1{font-size:1.6rem}"
+)
+_STYLE_HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+_HEADERS: Final = {
+    "content-security-policy": f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+def page(title: str, text: str) -> HTMLResponse:
+    """A page with a heading and a paragraph."""
+    return HTMLResponse(
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><link rel=icon href=data:,>"
+        f"<style>{_STYLE}</style><h1>{escape(title)}</h1><p>{escape(text)}</p>",
+        headers=_HEADERS,
+    )
