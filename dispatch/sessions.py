@@ -109,30 +109,36 @@ async def start_intake(pool: Pool, customer_id: UUID, form: IntakeForm, ttl: tim
     try:
         async with transaction(pool) as connection:
             if form.slot_id is None:
-                await _refuse_second_session(connection, customer_id)
-            plan = await _check(connection, form)
-            intake_id: UUID = await connection.fetchval(
-                _SQL["insert_intake"],
-                customer_id,
-                form.plan,
-                form.vehicle,
-                form.concern,
-                form.urgent,
-                form.is_specialist,
-                form.routing_type.value,
-                form.workshop_id,
-                form.preferred_mechanic_id,
-                form.wait_for_preferred,
-                form.slot_id,
-            )
+                await refuse_second_session(connection, customer_id)
+            price_cents = await check(connection, form)
+            intake_id = await store_intake(connection, customer_id, form)
             created = None
-            if plan["price_cents"] == 0:
+            if price_cents == 0:
                 created = await create(connection, intake_id, form.slot_id, None, ttl)
             return Started(intake_id=intake_id, plan=form.plan, created=created)
     except asyncpg.UniqueViolationError:
         async with unavailable_when_lost(), pool.acquire() as connection:
-            await _refuse_second_session(connection, customer_id)
+            await refuse_second_session(connection, customer_id)
         raise
+
+
+async def store_intake(connection: Connection, customer_id: UUID, form: IntakeForm) -> UUID:
+    """Stores a wish that was checked, inside the caller's transaction; its id."""
+    intake_id: UUID = await connection.fetchval(
+        _SQL["insert_intake"],
+        customer_id,
+        form.plan,
+        form.vehicle,
+        form.concern,
+        form.urgent,
+        form.is_specialist,
+        form.routing_type.value,
+        form.workshop_id,
+        form.preferred_mechanic_id,
+        form.wait_for_preferred,
+        form.slot_id,
+    )
+    return intake_id
 
 
 async def create(
@@ -184,14 +190,18 @@ async def sign_waiver(
         )
 
 
-async def _refuse_second_session(connection: Connection, customer_id: UUID) -> None:
+async def refuse_second_session(connection: Connection, customer_id: UUID) -> None:
+    """Raises `ActiveSessionExists` where the customer has a live session (S3)."""
     row = await connection.fetchrow(_SQL["live_session"], customer_id)
     if row is not None:
         raise ActiveSessionExists(row["id"], row["type"], row["status"])
 
 
-async def _check(connection: Connection, form: IntakeForm) -> asyncpg.Record:
-    """The plan, after everything that the wish names was found to exist."""
+async def check(connection: Connection, form: IntakeForm) -> int:
+    """The price in cents, after everything that the wish names was found to exist.
+
+    Raises `BadRequest`, which names the field, and `SlotFull`.
+    """
     plan = await connection.fetchrow(_SQL["plan"], form.plan)
     if plan is None:
         raise BadRequest("plan: there is no such plan")
@@ -216,4 +226,5 @@ async def _check(connection: Connection, form: IntakeForm) -> asyncpg.Record:
             raise BadRequest("slot_id: the slot is another workshop's")
         if slot["seats"] < 1:
             raise SlotFull
-    return plan
+    price_cents: int = plan["price_cents"]
+    return price_cents

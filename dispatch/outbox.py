@@ -1,0 +1,164 @@
+"""Durable effects: what a transaction decided is done outside the database, by some node, once.
+
+One job: claim rows of `outbox`, deliver them, and try again what did not succeed. A claim is a
+lease that is committed before the delivery begins, so a node that dies with one leaves it to the
+next; each row's idempotency key makes a second delivery harmless. Imports `database`, `errors`,
+`queries` and `stripe_client` (for its refusal); how a kind is delivered is passed in. The loss of
+Postgres is logged once and waited for. A row that cannot be delivered is given up for a person to
+look at, with an error in the log, and never stops the others.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
+from typing import Any, Final
+
+import asyncpg
+import msgspec
+from msgspec import Struct
+
+from dispatch import queries
+from dispatch.database import Pool, unavailable_when_lost
+from dispatch.errors import Unavailable
+from dispatch.stripe_client import StripeFailed
+
+log = logging.getLogger(__name__)
+
+_SQL: Final = queries.load("payments")
+
+LOOK_SECONDS: Final = 1.0
+CONCURRENCY: Final = 4  # half of the pool: people come first
+# Three attempts of Stripe's client and its pauses, all hanging; the lease outlasts it.
+DELIVERY_SECONDS: Final = 90.0
+LEASE: Final = timedelta(seconds=120)
+# 1 s, 2 s, 4 s … then every hour: most of two days, which outlasts an outage and the day for
+# which Stripe repeats a refusal under the same key.
+FIRST_RETRY_SECONDS: Final = 1.0
+MAX_RETRY_SECONDS: Final = 3600.0
+MAX_ATTEMPTS: Final = 54
+
+# Refusals of Stripe that time may mend.
+_MENDED_BY_TIME: Final = ("balance_insufficient", "charge_not_yet_captured", "lock_timeout")
+
+Payload = dict[str, Any]
+Deliver = Callable[[Payload], Awaitable[None]]
+
+
+class Effect(Struct, frozen=True, kw_only=True):
+    """A claimed row. `attempts` counts this one and is the fence of its lease."""
+
+    id: int
+    kind: str
+    idempotency_key: str
+    payload: Payload
+    attempts: int
+
+
+class Outbox:
+    """This node's part in delivering; any number of nodes work on the same rows."""
+
+    def __init__(self, pool: Pool, deliver: Mapping[str, Deliver]) -> None:
+        """`deliver` by kind: takes the row's payload, returns once it is done for good, raises
+        `Unavailable` where trying later is right. Doing the same payload twice must be harmless.
+        """
+        self._pool = pool
+        self._deliver = deliver
+        self._woken = asyncio.Event()
+        self._free = CONCURRENCY
+        self._is_away = False
+
+    def wake(self) -> None:
+        """Something may be due."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Delivers what is due, until cancelled. What is under way then stays leased."""
+        async with asyncio.TaskGroup() as deliveries:
+            while True:
+                self._woken.clear()
+                for effect in await self._claim():
+                    self._free -= 1
+                    deliveries.create_task(self._attempt(effect), name=effect.idempotency_key)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._woken.wait(), LOOK_SECONDS)
+
+    async def _claim(self) -> list[Effect]:
+        """As many rows as can be delivered now; none while Postgres is away."""
+        if self._free == 0:
+            return []
+        try:
+            async with unavailable_when_lost():
+                rows = await self._pool.fetch(_SQL["claim"], list(self._deliver), self._free, LEASE)
+        except Unavailable as error:
+            self._note_away(error)
+            return []
+        if self._is_away:
+            self._is_away = False
+            log.info("the outbox goes on")
+        return [_effect(row) for row in rows]
+
+    async def _attempt(self, effect: Effect) -> None:
+        try:
+            await self._settle(effect, await self._try(effect))
+        except Unavailable as error:  # it stays leased, and is delivered again after the lease
+            self._note_away(error)
+        finally:
+            self._free += 1
+            self.wake()
+
+    async def _try(self, effect: Effect) -> "_Failure | None":
+        """Delivers; why not, if it did not work."""
+        try:
+            async with asyncio.timeout(DELIVERY_SECONDS):
+                await self._deliver[effect.kind](effect.payload)
+        except Unavailable as error:
+            return _Failure(error.message)
+        except TimeoutError:
+            return _Failure(f"no answer within {DELIVERY_SECONDS:.0f} s")
+        except StripeFailed as refused:
+            why = " ".join(filter(None, (refused.message, refused.stripe_code)))
+            return _Failure(why, for_good=refused.stripe_code not in _MENDED_BY_TIME)
+        except Exception as error:  # a bug in one effect must not keep all the others from money
+            log.exception("delivering %s failed", effect.idempotency_key)
+            return _Failure(repr(error))
+        return None
+
+    async def _settle(self, effect: Effect, failure: "_Failure | None") -> None:
+        async with unavailable_when_lost():
+            if failure is None:
+                await self._pool.execute(_SQL["done"], effect.id)
+                return
+            key = effect.idempotency_key
+            if failure.for_good or effect.attempts >= MAX_ATTEMPTS:
+                log.error("%s is given up after %d attempts: %s", key, effect.attempts, failure.why)
+                await self._pool.execute(_SQL["give_up"], effect.id, effect.attempts, failure.why)
+                return
+            if effect.attempts == 1:  # the later ones are in the row
+                log.warning("%s is tried again: %s", key, failure.why)
+            pause = timedelta(seconds=retry_seconds(effect.attempts))
+            await self._pool.execute(_SQL["retry"], effect.id, effect.attempts, pause, failure.why)
+
+    def _note_away(self, error: Unavailable) -> None:
+        if not self._is_away:
+            self._is_away = True
+            log.warning("the outbox waits: %s", error.message)
+
+
+class _Failure(Struct, frozen=True):
+    why: str
+    for_good: bool = False
+
+
+def _effect(row: asyncpg.Record) -> Effect:
+    columns = dict(row)
+    columns["payload"] = msgspec.json.decode(columns["payload"], type=Payload)
+    return Effect(**columns)
+
+
+def retry_seconds(attempts: int) -> float:
+    """The pause after that many attempts: doubling, bounded, and spread so that nodes disagree."""
+    pause = min(FIRST_RETRY_SECONDS * 2.0 ** (attempts - 1), MAX_RETRY_SECONDS)
+    return pause * random.uniform(0.5, 1.0)
