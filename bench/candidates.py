@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 from bench import machine
 from bench.load import BINARIES, LoadError
 
 START_SECONDS = 20.0
+OUTPUT_BYTES = 800
 OFFER_MARKER = '"type":"offer"'
 
 
@@ -105,14 +106,19 @@ def started(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A child process that listens on `port`, pinned to `core`; terminated at the end.
 
-    Raises LoadError with the end of its output when it does not come up in `seconds`.
+    Raises LoadError when it does not come up in `seconds`. What the process said last is added to
+    whatever LoadError leaves the block.
     """
     with tempfile.TemporaryFile() as output:
         with machine.pinned(core):
             process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         try:
-            _wait_for_port(process, port, seconds, output)
+            _wait_for_port(process, port, seconds)
             yield process
+        except LoadError as error:
+            output.seek(0)
+            said = output.read()[-OUTPUT_BYTES:].decode(errors="replace").strip()
+            raise LoadError(f"{error}; the server said: {said}" if said else str(error)) from None
         finally:
             process.terminate()
             try:
@@ -138,9 +144,7 @@ def post(
     return answer
 
 
-def _wait_for_port(
-    process: subprocess.Popen[bytes], port: int, seconds: float, output: IO[bytes]
-) -> None:
+def _wait_for_port(process: subprocess.Popen[bytes], port: int, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -148,6 +152,4 @@ def _wait_for_port(
             return
         except ConnectionRefusedError:
             time.sleep(0.05)
-    output.seek(0)
-    said = output.read()[-800:].decode(errors="replace")
-    raise LoadError(f"{Path(str(process.args[0])).name} did not start: {said}")  # type: ignore[index]
+    raise LoadError(f"nothing listens on port {port}")

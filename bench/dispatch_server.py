@@ -7,13 +7,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
 from bench import machine
-from bench.candidates import Running, post, started
+from bench.candidates import START_SECONDS, Running, post, started
 from bench.city import City, city
 from bench.load import LoadError
 from dispatch.auth import issue_token
@@ -81,17 +82,25 @@ def serving(place: City, core: int | None) -> Iterator[tuple[int, int]]:
     environment = os.environ | QUIET | place.environment
     command = [sys.executable, "-m", "dispatch.cli"]
     serve = [*command, "serve", "--workers", "1", "--port", str(port)]
-    with started(serve, port, core=core, environment=environment):
-        nodes = subprocess.run(
-            [*command, "nodes", "--json"],
-            env=environment,
-            capture_output=True,
-            timeout=20,
-            check=False,
+    with started(serve, port, core=core, environment=environment) as server:
+        yield port, _worker_pid(server, [*command, "nodes", "--json"], environment)
+
+
+def _worker_pid(
+    server: subprocess.Popen[bytes], command: list[str], environment: dict[str, str]
+) -> int:
+    """The pid of the one node, once it has registered itself; the port is open a little earlier."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and server.poll() is None:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, timeout=START_SECONDS, check=False
         )
-        if nodes.returncode:
-            raise LoadError(f"dispatch nodes: {nodes.stderr.decode().strip()[-300:]}")
-        yield port, json.loads(nodes.stdout)[0]["pid"]
+        if done.returncode:
+            raise LoadError(f"dispatch nodes: {done.stderr.decode().strip()[-300:]}")
+        nodes = json.loads(done.stdout)
+        if nodes:
+            return int(nodes[0]["pid"])
+    raise LoadError("the server's worker has not registered itself")
 
 
 def write_tokens(place: City, mechanics: Sequence[UUID]) -> Path:
