@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Coroutine
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final, Self, assert_never
 from uuid import UUID
 
@@ -94,7 +95,7 @@ class Node:
             publish=self.bus.publish,
             capacity=config.mechanic_capacity,
         )
-        self.outbox = Outbox(pool, {"refund": payments.refunder(pool, stripe)})
+        self.outbox = Outbox(pool, {"refund": partial(payments.deliver_refund, pool, stripe)})
         self.dispatcher = Dispatcher(
             self.store,
             self.board,
