@@ -1,23 +1,32 @@
-"""Who may open a websocket: the checks of the HTTP request before it becomes one.
+"""Who may open a websocket: the HTTP request before it becomes one.
 
-Its one job: judge a handshake request by its path, query, origin and address. May import `errors`
-only; does no I/O and keeps no state. A request that is refused raises the `DispatchError` whose
-status and code are the HTTP answer.
+Its one job: read a handshake request, judge it by its path, query, origin and address, and write
+the answer. May import `errors` and `protocol` (the subprotocol's name); does no I/O and keeps no
+state. A request that is refused raises the `DispatchError` whose status and code are the HTTP
+answer.
 """
 
 import ipaddress
+import logging
 import re
 from collections.abc import Sequence
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import msgspec
 from websockets.datastructures import Headers
 from websockets.http11 import Request
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
 
 from dispatch.errors import BadRequest, DispatchError, Forbidden, NotFound
+from dispatch.protocol import SUBPROTOCOL
+
+# websockets logs whole requests and frames at DEBUG, and tokens are in both: this stays quiet.
+websockets_log: Final = logging.getLogger("dispatch.websockets")
+websockets_log.setLevel(logging.ERROR)
 
 PATH: Final = "/ws"
 # Addresses end up in logs, histories and other people's referrers: a token must not be in one.
@@ -27,8 +36,37 @@ _ORIGIN: Final = re.compile(
 )
 _DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 
+_NO_HANDSHAKE: Final = "not a websocket handshake"
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Handshake(ServerProtocol):
+    """websockets' side of one handshake: no extension is ever agreed on, and one subprotocol."""
+
+    def __init__(self) -> None:
+        super().__init__(logger=websockets_log)
+
+    def select_subprotocol(self, subprotocols: Any) -> Subprotocol | None:
+        """Ours if it is offered; agreeing on none is no reason to refuse."""
+        return Subprotocol(SUBPROTOCOL) if SUBPROTOCOL in subprotocols else None
+
+    def read(self, data: bytes) -> Request:
+        """The request, of which `data` is the whole. Raises BadRequest."""
+        self.receive_data(data)
+        events = self.events_received()
+        if not events or not isinstance(events[0], Request):
+            raise BadRequest(_NO_HANDSHAKE)
+        return events[0]
+
+    def switch(self, request: Request) -> bytes:
+        """The answer that makes it a websocket. Raises BadRequest if it asks for none."""
+        response = self.accept(request)
+        if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+            raise BadRequest(_NO_HANDSHAKE)
+        self.send_response(response)
+        return b"".join(self.data_to_send())
 
 
 def check(request: Request, allowed_origins: frozenset[str]) -> None:

@@ -11,7 +11,6 @@ Once a socket is `closing`, nothing more is sent, and the wheel ends it if the p
 """
 
 import asyncio
-import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection
@@ -19,20 +18,15 @@ from typing import Any, ClassVar, Final, Protocol, cast
 
 from msgspec import Struct
 from websockets.frames import Frame, Opcode
-from websockets.http11 import Request
-from websockets.protocol import SEND_EOF, Event, State
+from websockets.protocol import SEND_EOF, State
 from websockets.server import ServerProtocol
-from websockets.typing import BytesLike, Subprotocol
+from websockets.typing import BytesLike
 
 from dispatch import handshake
-from dispatch.errors import BadRequest, DispatchError, RateLimited, Unavailable
+from dispatch.errors import DispatchError, RateLimited, Unavailable
 from dispatch.heartbeat import Wheel
-from dispatch.protocol import MAX_CLIENT_FRAME_BYTES, SUBPROTOCOL, CloseCode
+from dispatch.protocol import MAX_CLIENT_FRAME_BYTES, CloseCode
 from dispatch.ratelimit import KeyedRate, Rate
-
-# websockets logs whole frames at DEBUG, and tokens are in frames: this logger stays quiet.
-_grammar_log: Final = logging.getLogger("dispatch.wire.grammar")
-_grammar_log.setLevel(logging.ERROR)
 
 _PING: Final = b"\x89\x00"  # RFC 6455, 5.5.2: FIN, opcode 9, no payload
 _TEXT: Final = Opcode.TEXT
@@ -123,17 +117,6 @@ def _visit(sockets: "Collection[Socket]", now: float) -> None:
         socket.visit(now, wall)
 
 
-class _Grammar(ServerProtocol):
-    """websockets' parser and writer of frames, with our limits: no extension, one subprotocol."""
-
-    def __init__(self) -> None:
-        super().__init__(max_size=MAX_CLIENT_FRAME_BYTES, logger=_grammar_log)
-
-    def select_subprotocol(self, subprotocols: Any) -> Subprotocol | None:
-        """Ours if it is offered; agreeing on none is no reason to refuse."""
-        return Subprotocol(SUBPROTOCOL) if SUBPROTOCOL in subprotocols else None
-
-
 class Socket(asyncio.Protocol, ABC):
     """One websocket, from the handshake to the end of its TCP connection.
 
@@ -159,12 +142,14 @@ class Socket(asyncio.Protocol, ABC):
         "busy",
         "close_code",
         "closing",
+        "is_open",
         "since",
     )
 
     limits: ClassVar[Limits] = Limits()
 
     _transport: asyncio.Transport
+    _grammar: ServerProtocol
 
     def __init__(
         self, config: object, server_state: ServerState, app_state: dict[str, Any]
@@ -172,11 +157,11 @@ class Socket(asyncio.Protocol, ABC):
         """As uvicorn calls it: `config` and `server_state` are its own."""
         self.closing = False
         self.close_code: int | None = None
+        self.is_open = False  # the handshake is done
         self.busy = False  # what came before the peer's close is still being handled
         self.since = 0.0  # by the wheel: when it opened or, later, turned closing
         self._endpoint = Endpoint.of(app_state, self.limits)
         self._server_state = server_state
-        self._grammar = _Grammar()
         self._partial: bytearray | None = None  # of a text message in several fragments
         self._control_mark = 0.0
         self._reading_paused = False
@@ -292,7 +277,7 @@ class Socket(asyncio.Protocol, ABC):
 
     def shutdown(self) -> None:
         """uvicorn is going down; it waits until this connection is lost."""
-        if self._is_open():
+        if self.is_open:
             self.close(CloseCode.RESTART, "the server restarts")
         else:
             self._transport.close()
@@ -305,7 +290,7 @@ class Socket(asyncio.Protocol, ABC):
         self.close(CloseCode.TOO_SLOW, "too slow a reader")
 
     def data_received(self, data: bytes) -> None:
-        if not self._is_open():
+        if not self.is_open:
             self._open(data)
         elif len(data) <= _SLICE_BYTES:
             self._feed(data)
@@ -315,34 +300,33 @@ class Socket(asyncio.Protocol, ABC):
 
     # --- the handshake ----------------------------------------------------------------------------
 
-    def _is_open(self) -> bool:
-        return self._grammar.state is not State.CONNECTING
-
     def _open(self, data: bytes) -> None:
         """Answer the HTTP request, which uvicorn has read to its end."""
         if self.closing:
             return
-        self._grammar.receive_data(data)
         try:
-            token = self._judge(self._grammar.events_received())
+            token = self._shake_hands(data)
         except DispatchError as error:
             self._turn_closing(_ABNORMAL)
             self._transport.write(handshake.response(error))
             self._transport.close()
             return
+        # The grammar of the handshake would keep the whole request, token and all, for ever.
+        self._grammar = ServerProtocol(
+            state=State.OPEN, max_size=MAX_CLIENT_FRAME_BYTES, logger=handshake.websockets_log
+        )
         self._transport.set_write_buffer_limits(high=self.limits.outbox_bytes)
-        self._transport.write(b"".join(self._grammar.data_to_send()))
         wheel = self._endpoint.wheel
         self.since = self._heard_at = self._pinged_at = self._progress_at = wheel.now
         wheel.add(self)
+        self.is_open = True
         self.opened(token)
 
-    def _judge(self, events: list[Event]) -> str | None:
+    def _shake_hands(self, data: bytes) -> str | None:
         """Accept the request and return its bearer token, or raise what it is refused with."""
-        door = self._endpoint.door
-        if not events or not isinstance(events[0], Request):
-            raise BadRequest("not a websocket handshake")
-        request = events[0]
+        endpoint, door = self._endpoint, self._endpoint.door
+        hands = handshake.Handshake()
+        request = hands.read(data)
         handshake.check(request, door.allowed_origins)
         if door.draining:
             raise Unavailable("this server is going down; connect again for another")
@@ -351,14 +335,10 @@ class Socket(asyncio.Protocol, ABC):
             request.headers.get_all("X-Forwarded-For"),
             door.trusted_proxies,
         )
-        endpoint = self._endpoint
         if address is not None and not endpoint.address_connects.take(address, endpoint.now()):
             raise RateLimited("too many connections from this address")
         token = handshake.bearer_token(request.headers)
-        response = self._grammar.accept(request)
-        if response.status_code != 101:
-            raise BadRequest("not a websocket handshake")
-        self._grammar.send_response(response)
+        self._transport.write(hands.switch(request))
         return token
 
     # --- bytes to messages ------------------------------------------------------------------------
