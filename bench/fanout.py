@@ -19,8 +19,9 @@ from bench.candidates import Candidate, Running
 from bench.load import LoadClient, load_client
 
 WARM_UP_ROUNDS = 2
-IDLE_SECONDS = 1.0
-TRAIL_SECONDS = 0.5
+SETTLE_SECONDS = 6.0  # what a server still does about new connections: presence, facts, mirrors
+IDLE_SECONDS = 2.0
+TRAIL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Round:
     """One publication. CPU times are the server's, per delivery.
 
     `cost_us` runs from just before the publication to the last delivery; `settled_cost_us` also
-    counts what the server does in the half second after it, less what it does when idle.
+    counts what the server does in the second after it, less what it does when idle.
     """
 
     cost_us: float
@@ -75,6 +76,7 @@ class FanOut:
     kib_per_idle_socket: float
     connects_per_second: float
     client_busy: float
+    idle_core: float
 
 
 def compare(
@@ -105,13 +107,14 @@ def payload_bytes(candidate: Candidate) -> int:
 
 @contextmanager
 def connected(candidate: Candidate, sockets: int) -> Iterator[Connected]:
-    """Starts a candidate and its clients, and watches them idle for a second."""
+    """Starts a candidate and its clients, lets them settle, and watches them idle."""
     with (
         candidate.serve(sockets) as server,
         load_client(server.port, sockets, server.tokens, server.ready) as client,
     ):
         empty_bytes = machine.rss_bytes(server.pid)
         opened = client.connect()
+        time.sleep(SETTLE_SECONDS)
         before_ns = machine.cpu_ns(server.pid)
         time.sleep(IDLE_SECONDS)
         yield Connected(
@@ -201,6 +204,7 @@ def _summary(of: Connected, rounds: Sequence[Round], yard_us: Sequence[float]) -
         kib_per_idle_socket=of.kib_per_idle_socket,
         connects_per_second=of.connects_per_second,
         client_busy=median(lambda one: one.client_busy),
+        idle_core=of.idle_rate,
     )
 
 

@@ -32,6 +32,7 @@ def fanout_table(rows: Sequence[FanOut]) -> str:
         "→ last ms",
         "KiB/socket",
         "connects/s",
+        "idle core",
         "client busy",
     ]
     return _table(
@@ -48,6 +49,7 @@ def fanout_table(rows: Sequence[FanOut]) -> str:
                 f"{row.publish_to_last_ms:.1f}",
                 f"{row.kib_per_idle_socket:.2f}",
                 f"{row.connects_per_second:,.0f}",
+                f"{row.idle_core:.1%}",
                 f"{row.client_busy:.0%}",
             ]
             for row in rows
