@@ -213,12 +213,14 @@ class Socket(asyncio.Protocol, ABC):
         if self.closing:
             return
         self._turn_closing(code)
-        if code in _HOSTILE:
+        # The grammar may know already of a close, or an error, behind what is being handled now.
+        at_once = code in _HOSTILE or self._grammar.state is not State.OPEN
+        if at_once:
             self._grammar.fail(code, reason)
         else:
             self._grammar.send_close(code, reason)
         self._transport.write(b"".join(self._grammar.data_to_send()))
-        if code in _HOSTILE:
+        if at_once:
             self._end_writing()
 
     @property

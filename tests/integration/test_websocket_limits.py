@@ -220,6 +220,26 @@ async def test_a_slow_reader_who_makes_progress_stays() -> None:
         assert not slow.closing
 
 
+async def test_an_overflow_and_the_clients_own_close_in_one_packet_end_the_connection() -> None:
+    gateway, problems = StandIn(), list[object]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+    limits = limited(outbox_bytes=50_000, close_seconds=0.3)
+    async with serving(gateway, limits) as served:
+        client = await served.raw_welcomed(gateway.token())
+        client.stop_reading()
+        (stuck,) = gateway.connections
+        note = message({"type": "note", "padding": "x" * 80})
+        while _buffered(stuck) < 49_800:
+            assert stuck.send(note)
+            await asyncio.sleep(0)
+
+        client.write(frame(PING_FRAME) * 20 + frame((1000).to_bytes(2, "big"), CLOSE))
+
+        await eventually(lambda: gateway.gone == [stuck])
+    assert stuck.close_code == CloseCode.TOO_SLOW
+    assert problems == []
+
+
 def _buffered(connection: Connection) -> int:
     return connection._transport.get_write_buffer_size()
 
@@ -443,6 +463,18 @@ async def test_seen_counts_by_the_offers_that_were_sent() -> None:
         gateway.connections[0].offers_sent += 2
         client.send(json.dumps(seen))
         assert (await client.read_json())["type"] == "ok"
+
+
+async def test_the_third_bad_frame_and_the_clients_own_close_in_one_packet_end_it() -> None:
+    gateway = StandIn()
+    async with serving(gateway) as served:
+        client = await served.raw_welcomed(gateway.token())
+
+        client.write(frame("no json") * 3 + frame((1000).to_bytes(2, "big"), CLOSE))
+
+        assert await client.read_close() == 1000
+        await eventually(lambda: gateway.gone == gateway.connections)
+    assert gateway.gone[0].close_code == 4400
 
 
 async def test_bad_frames_are_not_let_off_by_a_rate() -> None:
