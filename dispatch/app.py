@@ -42,30 +42,38 @@ async def _run(
     config: Config, node_id: UUID, sock: socket.socket, ready: Callable[[], None]
 ) -> None:
     node = await Node.start(config, node_id)
-    server = _Server(_uvicorn_config(node), ready)
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, server.stop.set)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     log.info("node %s serves, pid %d", node_id, os.getpid())
+    await serve(node, sock, ready, stop)
+    if node.failed.is_set():
+        raise SystemExit(EXIT_FAILED)
+
+
+async def serve(
+    node: Node, sock: socket.socket, ready: Callable[[], None], stop: asyncio.Event
+) -> None:
+    """Serves until `stop` is set, or something failed that nobody foresaw; then drains and ends.
+
+    `ready` is called when the node serves. An exception of one of its loops ends it at once.
+    """
+    server = _Server(_uvicorn_config(node), ready)
     try:
         async with asyncio.TaskGroup() as group:
             loops = [group.create_task(loop, name=name) for name, loop in node.loops().items()]
-            group.create_task(_drain_on_stop(node, server), name="drain")
+            group.create_task(_drain_on_stop(node, server, stop), name="drain")
             await server.serve([sock])
             for running in loops:
                 running.cancel()
     finally:
         await node.close()
-    if node.failed.is_set():
-        raise SystemExit(EXIT_FAILED)
 
 
-async def _drain_on_stop(node: Node, server: "_Server") -> None:
-    """Waits for SIGTERM or for a failure that nobody foresaw; then ends the node in good order."""
-    stop = asyncio.create_task(server.stop.wait(), name="wait-for-stop")
-    failed = asyncio.create_task(node.failed.wait(), name="wait-for-failure")
-    await asyncio.wait((stop, failed), return_when=asyncio.FIRST_COMPLETED)
-    stop.cancel()
-    failed.cancel()
+async def _drain_on_stop(node: Node, server: "_Server", stop: asyncio.Event) -> None:
+    ends = {asyncio.create_task(event.wait()) for event in (stop, node.failed)}
+    _, waiting = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()
     log.info("node %s drains %d sockets", node.node_id, len(node.hub))
     await node.drain()
     server.should_exit = True
@@ -96,7 +104,6 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self.stop = asyncio.Event()
         self._ready = ready
 
     def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]  # a context manager all the same

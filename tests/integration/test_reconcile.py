@@ -1,0 +1,77 @@
+"""A hint lost after every kind of commit: the other node finds out by itself (promise 17)."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+from dispatch.database import Connection
+from tests.conftest import MakeConfig
+from tests.integration.living import LivingNode, living_node
+from tests.integration.rows import add_mechanic, book
+
+
+@asynccontextmanager
+async def two_nodes_that_do_not_hear_each_other(
+    make_config: MakeConfig,
+) -> AsyncIterator[tuple[LivingNode, LivingNode]]:
+    config = make_config()
+    async with living_node(config) as one, living_node(config) as other:
+        for living in (one, other):
+            living.node.bus._receive = lambda hints: None  # every hint is lost on its way
+        yield one, other
+
+
+async def test_offer_accept_and_revoke_cross_nodes_without_hints(
+    connection: Connection, make_config: MakeConfig
+) -> None:
+    here, there = await add_mechanic(connection), await add_mechanic(connection)
+    async with (
+        two_nodes_that_do_not_hear_each_other(make_config) as (one, other),
+        one.client(here, "mechanic") as winner,
+        other.client(there, "mechanic") as loser,
+    ):
+        booking = await book(connection)
+        offer = await winner.until("offer")
+        assert (await loser.until("offer"))["offer_id"] == offer["offer_id"]
+        async with other.client(booking.customer_id, "customer") as customer:
+            await winner.send("offer.accept", offer_id=offer["offer_id"], accept_id=uuid4())
+            await winner.until("offer.won")
+            await loser.until("offer.revoked", offer_id=offer["offer_id"], reason="taken")
+            await customer.until("request.status", status="accepted")
+
+            await winner.send("assignment.cancel", session_id=booking.session_id)
+            await loser.until("offer", generation=2)
+            await customer.until("request.status", status="pending")
+
+
+async def test_availability_crosses_nodes_without_hints(
+    connection: Connection, make_config: MakeConfig
+) -> None:
+    mechanic = await add_mechanic(connection)
+    async with (
+        two_nodes_that_do_not_hear_each_other(make_config) as (one, other),
+        one.client(mechanic, "mechanic") as phone,
+        other.client(mechanic, "mechanic") as laptop,
+    ):
+        await book(connection)
+        offer = await laptop.until("offer")
+        await phone.until("offer", offer_id=offer["offer_id"])
+        await phone.send("availability.set", available=False)
+        await phone.until("offer.revoked", offer_id=offer["offer_id"], reason="withdrawn")
+        await laptop.until("offer.revoked", offer_id=offer["offer_id"], reason="withdrawn")
+        await phone.send("availability.set", available=True)
+        await laptop.until("offer", offer_id=offer["offer_id"])
+
+
+async def test_a_cancelled_request_is_revoked_on_a_node_that_was_not_told(
+    connection: Connection, make_config: MakeConfig
+) -> None:
+    mechanic = await add_mechanic(connection)
+    async with (
+        two_nodes_that_do_not_hear_each_other(make_config) as (one, other),
+        other.client(mechanic, "mechanic") as client,
+    ):
+        booking = await book(connection)
+        offer = await client.until("offer")
+        await one.node.dispatcher.cancel(booking.customer_id, booking.request_id)
+        await client.until("offer.revoked", offer_id=offer["offer_id"], reason="cancelled")
