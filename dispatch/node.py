@@ -60,6 +60,7 @@ READY_SECONDS: Final = 1.0
 # A transaction that commits later than this after it began is ended by Postgres.
 FACTS_MARGIN: Final = timedelta(seconds=60)
 DRAIN_SPREAD_SECONDS: Final = 5.0
+CLOSE_SECONDS: Final = 5.0
 
 
 class Node:
@@ -168,13 +169,24 @@ class Node:
                 await asyncio.sleep(0)
 
     async def close(self) -> None:
-        """After the loops ended: says and writes what is left, and lets go of the servers."""
-        await self.tasks.close()
-        await self.audit.flush()
-        await self.presence.close()
-        await self.bus.close()
-        await self.stripe.close()
-        await close_pool(self.pool)
+        """After the loops ended: says and writes what is left, and lets go of the servers.
+
+        Each step has its time: a server that is frozen must not keep the node from ending.
+        """
+        steps: dict[str, Coroutine[Any, Any, None]] = {
+            "tasks": self.tasks.close(),
+            "audit": self.audit.flush(),
+            "presence": self.presence.close(),
+            "bus": self.bus.close(),
+            "stripe": self.stripe.close(),
+            "pool": close_pool(self.pool),
+        }
+        for name, step in steps.items():
+            try:
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await step
+            except TimeoutError:
+                log.warning("%s did not close in time", name)
 
     # --- hearing
 
