@@ -10,12 +10,14 @@ import contextlib
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import aiohttp
+import uvloop
 
 from loadtest import load, local_server, report
 from loadtest.api import Api, ApiError
@@ -55,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         _parser().error("--kill-worker needs --embedded DIR to find the workers")
     exit_code = 1
     try:
-        figures = asyncio.run(_run(options, shlex.join(["python", "-m", "loadtest", *given])))
+        figures = uvloop.run(_run(options, shlex.join(["python", "-m", "loadtest", *given])))
         exit_code = 1 if figures.violations else 0
     except* (ServerFailed, ApiError, Refused, aiohttp.ClientError, OSError, TimeoutError) as met:
         for fault in met.exceptions:
@@ -123,11 +125,11 @@ async def _run(options: argparse.Namespace, command: str) -> Figures:
                 timeout=aiohttp.ClientTimeout(total=HTTP_SECONDS),
             )
         )
-        began = history.now()
+        began, cpu_began = history.now(), time.process_time()
         plan = load.Load(options.bookings, options.strategy, options.seed, pids=pids)
         await load.run(plan, Api(http, target.url), target.city, history, progress)
-        seconds = history.now() - began
-    return _judge(history, options, command, seconds)
+        seconds, cpu_seconds = history.now() - began, time.process_time() - cpu_began
+    return _judge(history, options, command, seconds, cpu_seconds)
 
 
 @contextlib.asynccontextmanager
@@ -165,7 +167,13 @@ async def _stop(task: asyncio.Task[None]) -> None:
         await task
 
 
-def _judge(history: History, options: argparse.Namespace, command: str, seconds: float) -> Figures:
+def _judge(
+    history: History,
+    options: argparse.Namespace,
+    command: str,
+    seconds: float,
+    cpu_seconds: float,
+) -> Figures:
     """Checks, measures, writes the report and prints what came out."""
     cases = sort(history.events)
     violations = check(cases)
@@ -179,6 +187,7 @@ def _judge(history: History, options: argparse.Namespace, command: str, seconds:
         system=system,
         seed=options.seed,
         seconds=round(seconds, 1),
+        clients_cpu_seconds=round(cpu_seconds, 1),
     )
     figures = measure(cases, violations, about)
     name = f"load-{now:%Y%m%d-%H%M%S}"

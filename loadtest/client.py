@@ -23,6 +23,7 @@ from loadtest.history import Connected, Frame, History, Lost, Received, Sent
 ANSWER_SECONDS = 15.0
 BACKOFF_SECONDS, BACKOFF_CAP_SECONDS = 0.1, 5.0
 ACCEPT_TRIES = 12
+SEEN_AT_ONCE = 100
 NOT_AUTHENTICATED = 4401
 
 
@@ -64,7 +65,7 @@ class Client:
         self._says_hello = says_hello
         self._socket: ClientConnection | None = None
         self._asked: dict[str, asyncio.Future[Frame]] = {}
-        self._pulse = asyncio.Event()
+        self._waiting: list[asyncio.Future[None]] = []
         self._closing = asyncio.Event()
         self._away_until = 0.0
         self._left = False
@@ -113,6 +114,7 @@ class Client:
         if self._socket is not None:
             self._left = True
             self._socket.transport.abort()
+            self._socket, self.online = None, False
 
     async def _one_connection(self) -> None:
         headers = {} if self._says_hello else {"Authorization": f"Bearer {self._token}"}
@@ -231,15 +233,19 @@ class Client:
     # Waiting and doing.
 
     def _beat(self) -> None:
-        self._pulse.set()
-        self._pulse = asyncio.Event()
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def until(self, holds: Callable[[], bool], limit_seconds: float) -> bool:
         """Waits, frame by frame, until `holds()`. False when the limit came first."""
         try:
             async with asyncio.timeout(limit_seconds):
                 while not holds():
-                    await self._pulse.wait()
+                    waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                    self._waiting.append(waiter)
+                    await waiter
         except TimeoutError:
             return holds()
         return True
@@ -276,10 +282,12 @@ class Mechanic(Client):
         self.session_id: str | None = None
         self.acknowledges = True
         self.considered: set[str] = set()
+        self._unseen: list[str] = []
         self.on_offer: Callable[[Mechanic], Coroutine[Any, Any, None]] | None = None
 
     def welcomed(self, snapshot: Frame) -> None:
         self.offers.clear()
+        self._unseen.clear()
         self.considered &= {offer["offer_id"] for offer in snapshot["offers"]}
         live = [s for s in snapshot["sessions"] if s["status"] in ("pending", "accepted", "active")]
         self.session_id = live[0]["session_id"] if live else None
@@ -304,7 +312,9 @@ class Mechanic(Client):
         offer_id = offer["offer_id"]
         self.offers[offer_id] = offer
         if self.acknowledges:
-            self.start(self._acknowledge(offer_id))
+            if not self._unseen:
+                self.start(self._acknowledge())
+            self._unseen.append(offer_id)
         if self.on_offer is not None:
             self.start(self.on_offer(self))
 
@@ -312,8 +322,11 @@ class Mechanic(Client):
         self.offers.pop(offer_id, None)
         self.considered.discard(offer_id)
 
-    async def _acknowledge(self, offer_id: str) -> None:
-        await self.send("offer.seen", offer_id=offer_id)
+    async def _acknowledge(self) -> None:
+        """One frame for all cards that came in one go."""
+        while self._unseen:
+            seen, self._unseen = self._unseen[:SEEN_AT_ONCE], self._unseen[SEEN_AT_ONCE:]
+            await self.send("offer.seen", offer_ids=seen)
 
     async def accept(self, offer_id: str, *, loses_first_reply: bool = False) -> Frame | None:
         """Accepts until there is a verdict, with one `accept_id` for all tries.

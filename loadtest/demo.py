@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 import aiohttp
+import uvloop
 
 from loadtest import local_server
 from loadtest.api import Api, ApiError
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     exit_code = 0
     try:
-        asyncio.run(_run(options))
+        uvloop.run(_run(options))
     except* (ServerFailed, ApiError, Refused, aiohttp.ClientError, OSError, TimeoutError) as met:
         for fault in met.exceptions:
             print(f"demo: {fault}", file=sys.stderr)

@@ -28,6 +28,7 @@ class About(msgspec.Struct, frozen=True):
     system: str
     seed: int
     seconds: float
+    clients_cpu_seconds: float
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -130,9 +131,9 @@ def _latencies(cases: Cases) -> Iterator[Latency]:
     yield _latency("accept_to_won", "Accept → won", _verdict_seconds(cases, "offer.won"))
     yield _latency("accept_to_lost", "Accept → lost", _verdict_seconds(cases, "offer.lost"))
     yield _latency(
-        "won_to_customer",
-        "Won → customer sees her mechanic",
-        [_won_to_customer(case) for case in booked],
+        "accept_to_customer",
+        "Accept → customer sees her mechanic",
+        [_accept_to_customer(case) for case in booked],
     )
     yield _latency(
         "pay_to_accepted",
@@ -189,12 +190,19 @@ def _first_accepted(case: Case) -> float | None:
     return next((s.at for s in case.statuses if s.frame["status"] == "accepted"), None)
 
 
-def _won_to_customer(case: Case) -> float | None:
-    won_at = min((win.at for r in case.rounds for win in r.wins), default=None)
+def _accept_to_customer(case: Case) -> float | None:
+    """From the first accept that won to the customer's news of it."""
+    sent_at = min(
+        (
+            accept.sends[0].at
+            for offer_round in case.rounds
+            for accept in offer_round.accepts
+            if accept.sends and any(v.frame["type"] == "offer.won" for v in accept.verdicts)
+        ),
+        default=None,
+    )
     told_at = _first_accepted(case)
-    if won_at is None or told_at is None:
-        return None
-    return max(0.0, told_at - won_at)  # The customer's node may be the faster one.
+    return None if sent_at is None or told_at is None else told_at - sent_at
 
 
 def _outcome(cases: Cases, case: Case | None) -> str:

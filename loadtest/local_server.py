@@ -7,6 +7,7 @@ not work raises `ServerFailed` with the last lines that the server said.
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import sys
 from collections import deque
@@ -41,7 +42,7 @@ async def serving(
 ) -> AsyncIterator[str]:
     """Runs `dispatch serve --embedded folder` inside the block and yields its URL.
 
-    The child has a process group of its own, so that Ctrl-C reaches only us; it is stopped with
+    The child has a session of its own, so that Ctrl-C reaches only us; it is stopped with
     SIGTERM, and killed when it has not ended in `STOP_SECONDS`.
     """
     with log.open("ab") as errors:
@@ -103,7 +104,7 @@ async def _spawn(
         stdout=asyncio.subprocess.PIPE,
         stderr=errors,
         env=os.environ | settings,
-        process_group=0,
+        start_new_session=True,
     )
 
 
@@ -142,7 +143,9 @@ async def _keep(output: asyncio.StreamReader, log: IO[bytes]) -> None:
 async def _stop(process: asyncio.subprocess.Process) -> None:
     if process.returncode is not None:
         return
-    process.terminate()
+    # Not process.terminate(): that may reap the child behind the event loop's back.
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGTERM)
     try:
         await asyncio.wait_for(process.wait(), STOP_SECONDS)
     except TimeoutError:

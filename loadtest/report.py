@@ -177,6 +177,7 @@ def _facts(figures: Figures) -> str:
         ("command", about.command),
         ("machine", f"{about.cpu}, {about.cores} cores (server and clients share them)"),
         ("system", about.system),
+        ("clients' CPU", f"{about.clients_cpu_seconds} s of {about.seconds} s"),
         *[("fault", fault) for fault in figures.faults],
         *[("errors", f"{count} {code}") for code, count in sorted(figures.errors.items())],
         *[(name.replace("_", " "), f"{count:,}") for name, count in figures.counts.items()],

@@ -104,7 +104,7 @@ async def test_every_card_is_acknowledged_in_frames_and_in_the_snapshot(server: 
         assert await mechanic.until(lambda: set(mechanic.offers) == {"round-2"}, LIMIT_SECONDS)
 
     assert [frame["type"] for frame in (first, second)] == ["offer.seen", "offer.seen"]
-    assert [frame["offer_id"] for frame in (first, second)] == ["round-1", "round-2"]
+    assert [frame["offer_ids"] for frame in (first, second)] == [["round-1"], ["round-2"]]
 
 
 async def test_an_accept_is_repeated_with_the_same_id_when_the_connection_was_lost(

@@ -13,7 +13,9 @@ from loadtest.checker import check
 from loadtest.figures import About, Figures, measure, percentile
 from tests.unit.recorded import Recorder, session_id
 
-ABOUT = About("python -m loadtest", "2026-11-20T12:00:00Z", "A <fast> CPU", 2, "Linux", 7, 12.5)
+ABOUT = About(
+    "python -m loadtest", "2026-11-20T12:00:00Z", "A <fast> CPU", 2, "Linux", 7, 12.5, 3.0
+)
 
 
 def figures_of(recorder: Recorder) -> Figures:
