@@ -171,6 +171,7 @@ class Bus:
             if message[0] == b"subscribe":
                 self._last_seqs.clear()
                 self._resync()
+                self._something_to_say.set()  # a canary, to know at once whether it works
             elif message[0] == b"message":
                 self._open_envelope(message[2])
 

@@ -33,7 +33,9 @@ class Link:
         """`answer_seconds` bounds opening, and one call of `ask`, each as a whole."""
         pool: ConnectionPool = ConnectionPool.from_url(
             url,
-            socket_timeout=answer_seconds,
+            # Ours bound whole conversations. redis-py's own would use asyncio.wait_for, which in
+            # Python 3.11 can swallow a cancellation.
+            socket_timeout=None,
             socket_connect_timeout=answer_seconds,
             retry=Retry(NoBackoff(), 0),
         )

@@ -40,9 +40,14 @@ class Clock:
     back, some tenths of a millisecond.
     """
 
-    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        monotonic: Callable[[], float] = time.monotonic,
+        offset_seconds: float | None = None,
+    ) -> None:
+        """`offset_seconds` makes `monotonic` the database's seconds since 1970; else measure it."""
         self._monotonic = monotonic
-        self._offset_seconds: float | None = None
+        self._offset_seconds = offset_seconds
 
     async def measure(self, pool: Pool) -> None:
         """Ask the database a few times; to be repeated, because clocks drift. Raises Unavailable.
@@ -53,7 +58,7 @@ class Clock:
         async with unavailable_when_lost(), pool.acquire(timeout=5.0) as connection:
             for _ in range(SAMPLES):
                 told: datetime = await connection.fetchval("SELECT dispatch_now()")
-                offsets.append((told - _EPOCH).total_seconds() - self._monotonic())
+                offsets.append(told.timestamp() - self._monotonic())
         self._offset_seconds = max(offsets)
 
     def now(self) -> datetime:
@@ -86,22 +91,23 @@ class Timers:
 
     def arm(self, key: UUID, at: datetime) -> None:
         """Fire the key at this time (at once when it has passed), in place of any earlier wish."""
-        timer = ((at - _EPOCH).total_seconds(), key)
+        timer = (at.timestamp(), key)
         self._armed[key] = timer
         heapq.heappush(self._heap, timer)
-        self._clear_garbage()
+        if len(self._heap) > 2 * len(self._armed) + GARBAGE:
+            self._clear_garbage()
         if self._heap[0] is timer:
             self._sleep()
 
     def disarm(self, key: UUID) -> None:
         """Nothing fires for the key until it is armed again."""
-        if self._armed.pop(key, None) is not None:
+        self._armed.pop(key, None)
+        if len(self._heap) > 2 * len(self._armed) + GARBAGE:
             self._clear_garbage()
 
     def _clear_garbage(self) -> None:
-        if len(self._heap) > 2 * len(self._armed) + GARBAGE:
-            self._heap = list(self._armed.values())
-            heapq.heapify(self._heap)
+        self._heap = list(self._armed.values())
+        heapq.heapify(self._heap)
 
     def _sleep(self) -> None:
         """Wake when the first timer is due, or earlier: the time is looked at again then."""
