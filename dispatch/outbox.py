@@ -82,8 +82,10 @@ class Outbox:
                 for effect in await self._claim():
                     self._free -= 1
                     deliveries.create_task(self._attempt(effect), name=effect.idempotency_key)
+                # Not wait_for: in Python 3.11 it can swallow a cancellation.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._woken.wait(), LOOK_SECONDS)
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await self._woken.wait()
 
     async def _claim(self) -> list[Effect]:
         """As many rows as can be delivered now; none while Postgres is away."""

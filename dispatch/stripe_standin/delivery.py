@@ -6,6 +6,7 @@ that was under way when the process died is made again: at least once, in no ord
 """
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import logging
@@ -76,10 +77,10 @@ class Deliverer:
     async def _until_due(self) -> None:
         next_due = self._ledger.next_due() if self._free else None
         wait_seconds = None if next_due is None else max(next_due - self._now(), 0.0)
-        try:
-            await asyncio.wait_for(self._woken.wait(), wait_seconds)
-        except TimeoutError:
-            return
+        # Not wait_for: in Python 3.11 it can swallow a cancellation.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_seconds):
+                await self._woken.wait()
 
     async def _attempt(self, http: aiohttp.ClientSession, delivery: Delivery) -> None:
         outcome = await self._post(http, delivery.body)
