@@ -34,13 +34,18 @@ async def test_the_clock_is_never_ahead_of_the_database_nor_far_behind(pool: Poo
         assert ours > before - timedelta(seconds=1)
 
 
-async def test_it_follows_the_database_when_it_is_measured_again(pool: Pool) -> None:
+async def test_it_follows_the_database_when_it_is_measured_again(
+    pool: Pool, database_url: str
+) -> None:
     clock = Clock()
     await clock.measure(pool)
     first = clock.now()
-    await pool.execute("SET dispatch.clock_offset = '2 hours'")
+    name = await pool.fetchval("SELECT current_database()")
+    await pool.execute(f"ALTER DATABASE {name} SET dispatch.clock_offset = '2 hours'")
+    moved = await open_pool(database_url, size=1)
 
-    await clock.measure(pool)
+    await clock.measure(moved)
+    await close_pool(moved)
 
     assert timedelta(hours=2) <= clock.now() - first < timedelta(hours=3)
 
