@@ -1,4 +1,4 @@
-"""The board keeps the newest of what it is told, whatever the order, and remembers how rounds end."""
+"""The board keeps the newest of what it is told, whatever the order, and how rounds ended."""
 
 from typing import Any
 from uuid import UUID, uuid4
