@@ -11,6 +11,7 @@ Redis away is no failure of the bus: `run` tries again for ever, and `degraded` 
 """
 
 import asyncio
+import logging
 import random
 import time
 from collections import deque
@@ -19,7 +20,6 @@ from typing import Final
 from uuid import UUID
 
 import msgspec
-import structlog
 
 from dispatch.errors import Unavailable
 from dispatch.hints import Envelope, Hint, decode, encode
@@ -33,7 +33,7 @@ ENVELOPE_HINTS: Final = 1_000  # decoding more would hold a reader's loop for mi
 KNOWN_NODES: Final = 1_000
 COMPLAINT_SECONDS: Final = 60.0
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Bus:
@@ -209,10 +209,10 @@ class Bus:
     def _lose(self, error: Unavailable) -> None:
         if not self._lost:
             self._lost = True
-            log.warning("bus lost", reason=error.message)
+            log.warning("bus lost: %s", error.message)
 
     def _complain(self, error: msgspec.DecodeError) -> None:
         now = time.monotonic()
         if now - self._complained_at >= COMPLAINT_SECONDS:
             self._complained_at = now
-            log.warning("undecodable message on the bus", channel=self._channel, reason=str(error))
+            log.warning("undecodable message on %s: %s", self._channel, error)

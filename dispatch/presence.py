@@ -20,6 +20,7 @@ and for somebody who is not to be found while a node that lives in Postgres is c
 """
 
 import asyncio
+import logging
 import random
 import time
 from collections import deque
@@ -28,7 +29,6 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID, uuid4
 
-import structlog
 from msgspec import Struct
 
 from dispatch.config import Config
@@ -61,7 +61,7 @@ FIRST_PUBLISH_SECONDS: Final = 1.0
 MIRROR_SECONDS: Final = 1.0
 DOUBT_SECONDS: Final = 2.0  # a difference that is as old is no delay of the mirror
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Device(NamedTuple):
@@ -398,7 +398,7 @@ class PresenceRegistry:
             self._beat_at = time.monotonic() + self._beat_seconds
             self._tell(told, at)
         else:
-            log.warning("lease in Redis ran out", node_id=str(self._node_id), status=status)
+            log.warning("the lease %s is %s: a new one begins", self._lease, status)
             self._graves[self._lease] = True
             self._ledger.buried()
             self._begin_lease()
@@ -523,12 +523,12 @@ class PresenceRegistry:
     def _lose(self, server: str, error: Unavailable) -> None:
         if server not in self._lost:
             self._lost.add(server)
-            log.warning("presence lost a server", server=server, reason=error.message)
+            log.warning("presence lost %s: %s", server, error.message)
 
     def _recover(self, server: str) -> None:
         if server in self._lost:
             self._lost.discard(server)
-            log.info("presence recovered a server", server=server)
+            log.info("presence recovered %s", server)
 
 
 def _cannot_say(questions: Iterable[_Question]) -> None:

@@ -7,14 +7,13 @@ nothing: whoever is called reads the row and judges. Imports `database` and `err
 
 import asyncio
 import heapq
+import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
-
-import structlog
 
 from dispatch.database import Pool, unavailable_when_lost
 from dispatch.errors import Unavailable
@@ -28,7 +27,7 @@ SWEEP_BATCH: Final = 100
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Clock:
@@ -187,7 +186,7 @@ class Sweep:
     def _lose(self, error: Unavailable) -> None:
         if not self._lost:
             self._lost = True
-            log.warning("sweep lost the database", reason=error.message)
+            log.warning("sweep lost the database: %s", error.message)
 
     def _recover(self) -> None:
         if self._lost:
