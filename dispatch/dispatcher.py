@@ -9,6 +9,7 @@ It fails with `Unavailable` (Postgres is away: nothing was changed, or the calle
 asks again), `NotFound`, and `Rejected`, which carries the core's code for why nothing changed.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -244,7 +245,10 @@ class Dispatcher:
         await self._change(entry.booking.request_id, Decline(candidate, offer_id, reason))
 
     async def seen(self, mechanic_id: UUID, offer_id: UUID) -> None:
-        """Her client showed the card; of a favourite's it ends the re-sends (O3)."""
+        """Her client showed the card; of a favourite's it ends the re-sends (O3).
+
+        A card that is gone by now changes nothing, and is no error: nobody waits for an answer.
+        """
         entry = self._board.in_round(offer_id)
         if entry is None or entry.booking.stage is None:
             return
@@ -252,7 +256,8 @@ class Dispatcher:
         self._fanout.note_seen(mechanic_id, booking)
         named = booking.stage is Stage.PRIORITY and mechanic_id == booking.preferred_mechanic_id
         if named and booking.next_attempt_at is not None:
-            await self._change(booking.request_id, Seen(mechanic_id))
+            with contextlib.suppress(Rejected):
+                await self._change(booking.request_id, Seen(mechanic_id))
 
     async def set_available(self, mechanic_id: UUID, available: bool) -> Facts:
         """Stores what she says of herself. The caller answers her, then calls `tell_facts`."""

@@ -11,6 +11,7 @@ from loadtest.violation import Limits, Violation
 
 ANSWERS = {
     "ping": {"pong"},
+    "offer.seen": set(),
     "offer.accept": VERDICTS,
     "offer.decline": {"ok"},
     "assignment.cancel": {"ok"},
@@ -20,7 +21,7 @@ ANSWERS = {
     "session.join": {"session.status"},
     "session.end": {"session.status"},
 }
-"""Which frames answer which; an `error` may answer any."""
+"""Which frames answer which; an `error` may answer any that has an answer."""
 
 
 def round_identity(cases: Cases, limits: Limits) -> Iterator[Violation]:
@@ -61,7 +62,10 @@ def two_winners(cases: Cases, limits: Limits) -> Iterator[Violation]:
 
 
 def answered_once(cases: Cases, limits: Limits) -> Iterator[Violation]:
-    """Every frame that has an answer gets exactly one, of its kind, or the connection is lost."""
+    """Every frame that has an answer gets exactly one, of its kind, or the connection is lost.
+
+    What has none (`offer.seen`) is not answered, not even with an error.
+    """
     for events in cases.connections.values():
         answers: dict[str, list[Received]] = {}
         for event in events:
@@ -78,7 +82,8 @@ def answered_once(cases: Cases, limits: Limits) -> Iterator[Violation]:
 def _judge_answers(sent: Sent, got: list[Received], overdue: bool) -> Iterator[Violation]:
     kind = sent.frame["type"]
     offer_id = sent.frame.get("offer_id")
-    if not got and overdue:
+    kinds = ANSWERS[kind] | {"error"} if ANSWERS[kind] else set()
+    if not got and kinds and overdue:
         yield Violation(
             "unanswered", f"no answer to {kind}", [sent], offer_id=offer_id, who=sent.who
         )
@@ -91,7 +96,7 @@ def _judge_answers(sent: Sent, got: list[Received], overdue: bool) -> Iterator[V
             who=sent.who,
         )
     for answer in got:
-        if answer.frame["type"] not in ANSWERS[kind] | {"error"}:
+        if answer.frame["type"] not in kinds:
             yield Violation(
                 "answered_wrongly",
                 f"{kind} was answered by {answer.frame['type']}",

@@ -222,6 +222,16 @@ def test_an_accept_that_is_answered_by_something_else() -> None:
     assert rules_broken(recorder) == {"answered_wrongly"}
 
 
+def test_an_acknowledgement_that_is_answered() -> None:
+    recorder, ana, bruno, carla = city()
+    race(ana, bruno, carla)
+    late = carla.sends("offer.seen", offer_id=round_id("r1"))
+    carla.gets("error", re=late, code="not_found", message="no such offer")
+    ends_well(ana, bruno)
+
+    assert rules_broken(recorder) == {"answered_wrongly"}
+
+
 def test_a_mechanic_who_keeps_showing_a_round_that_is_over() -> None:
     recorder, ana, bruno, carla = city()
     ana.orders()
