@@ -20,7 +20,7 @@ from bench.load import LoadClient, load_client
 
 WARM_UP_ROUNDS = 2
 SETTLE_SECONDS = 6.0  # what a server still does about new connections: presence, facts, mirrors
-IDLE_SECONDS = 2.0
+IDLE_SECONDS = 20.0  # one heartbeat of every connection
 TRAIL_SECONDS = 1.0
 
 
@@ -33,20 +33,18 @@ class Connected:
     client: LoadClient
     connects_per_second: float
     kib_per_idle_socket: float
-    idle_rate: float
-    """The share of a core that the server uses with nothing to publish."""
 
 
 @dataclass(frozen=True)
 class Round:
     """One publication. CPU times are the server's, per delivery.
 
-    `cost_us` runs from just before the publication to the last delivery; `settled_cost_us` also
-    counts what the server does in the second after it, less what it does when idle.
+    `cost_us` runs from just before the publication to the last delivery, `trailing_us` from then on
+    for TRAIL_SECONDS, with whatever an idle server does in that time.
     """
 
     cost_us: float
-    settled_cost_us: float
+    trailing_us: float
     withdraw_cost_us: float
     deliveries_per_second: float
     publish_to_first_ms: float
@@ -59,7 +57,9 @@ class Round:
 class FanOut:
     """Medians over the rounds of one candidate with one number of sockets.
 
-    The ratios compare with the yardstick's `cost_us`; `withdraw_*` is 0 where nothing is withdrawn.
+    The ratios compare with the yardstick's `cost_us`; `settled_over_raw` counts what the server did
+    in the second after the last delivery too, less what it does in a second when idle, which is
+    `idle_core`; `withdraw_over_raw` is 0 where nothing is withdrawn.
     """
 
     name: str
@@ -93,10 +93,12 @@ def compare(
         for candidate in candidates:
             with connected(candidate, sockets) as other:
                 around, seen = _alternate(yard, other, rounds)
+                idle_core = _idle_core(other)
             yards += around
-            rows.append(_summary(other, seen, [_mean_cost(pair) for pair in pairwise(around)]))
+            beside = [_mean_cost(pair) for pair in pairwise(around)]
+            rows.append(_summary(other, seen, beside, idle_core))
             say(_sentence(rows[-1]))
-        return [_summary(yard, yards, [one.cost_us for one in yards]), *rows]
+        return [_summary(yard, yards, [one.cost_us for one in yards], _idle_core(yard)), *rows]
 
 
 def payload_bytes(candidate: Candidate) -> int:
@@ -107,7 +109,7 @@ def payload_bytes(candidate: Candidate) -> int:
 
 @contextmanager
 def connected(candidate: Candidate, sockets: int) -> Iterator[Connected]:
-    """Starts a candidate and its clients, lets them settle, and watches them idle."""
+    """Starts a candidate and its clients, and lets them settle."""
     with (
         candidate.serve(sockets) as server,
         load_client(server.port, sockets, server.tokens, server.ready) as client,
@@ -115,15 +117,12 @@ def connected(candidate: Candidate, sockets: int) -> Iterator[Connected]:
         empty_bytes = machine.rss_bytes(server.pid)
         opened = client.connect()
         time.sleep(SETTLE_SECONDS)
-        before_ns = machine.cpu_ns(server.pid)
-        time.sleep(IDLE_SECONDS)
         yield Connected(
             candidate.name,
             server,
             client,
             connects_per_second=sockets / opened.seconds,
             kib_per_idle_socket=(machine.rss_bytes(server.pid) - empty_bytes) / 1024 / sockets,
-            idle_rate=(machine.cpu_ns(server.pid) - before_ns) / 1e9 / IDLE_SECONDS,
         )
 
 
@@ -146,13 +145,12 @@ def publish(to: Connected) -> Round:
     before_ns, published_ns = machine.cpu_ns(server.pid), time.monotonic_ns()
     server.publish()
     offered = client.counted()
-    cost_ns = machine.cpu_ns(server.pid) - before_ns
+    after_ns = machine.cpu_ns(server.pid)
     time.sleep(TRAIL_SECONDS)
-    idle_ns = to.idle_rate * (time.monotonic_ns() - published_ns)
-    settled_ns = machine.cpu_ns(server.pid) - before_ns - idle_ns
+    trailing_ns = machine.cpu_ns(server.pid) - after_ns
     return Round(
-        cost_us=cost_ns / 1e3 / client.sockets,
-        settled_cost_us=settled_ns / 1e3 / client.sockets,
+        cost_us=(after_ns - before_ns) / 1e3 / client.sockets,
+        trailing_us=trailing_ns / 1e3 / client.sockets,
         withdraw_cost_us=_withdraw(server, client) / 1e3 / client.sockets,
         deliveries_per_second=offered.done / max(offered.spread_seconds, 1e-9),
         publish_to_first_ms=(offered.first_ns - published_ns) / 1e6,
@@ -175,11 +173,20 @@ def _withdraw(server: Running, client: LoadClient) -> int:
     return cost_ns
 
 
+def _idle_core(of: Connected) -> float:
+    """The share of a core that the server uses with nothing to publish."""
+    before_ns = machine.cpu_ns(of.server.pid)
+    time.sleep(IDLE_SECONDS)
+    return (machine.cpu_ns(of.server.pid) - before_ns) / 1e9 / IDLE_SECONDS
+
+
 def _mean_cost(rounds: Sequence[Round]) -> float:
     return statistics.mean(one.cost_us for one in rounds)
 
 
-def _summary(of: Connected, rounds: Sequence[Round], yard_us: Sequence[float]) -> FanOut:
+def _summary(
+    of: Connected, rounds: Sequence[Round], yard_us: Sequence[float], idle_core: float
+) -> FanOut:
     """One row; `yard_us` is the yardstick's cost beside each of the rounds."""
 
     def median(read: Callable[[Round], float]) -> float:
@@ -189,13 +196,14 @@ def _summary(of: Connected, rounds: Sequence[Round], yard_us: Sequence[float]) -
         pairs = zip(rounds, yard_us, strict=True)
         return statistics.median(read(one) / beside for one, beside in pairs)
 
+    idle_us = idle_core * TRAIL_SECONDS * 1e6 / of.client.sockets
     return FanOut(
         name=of.name,
         sockets=of.client.sockets,
         rounds=len(rounds),
         payload_bytes=rounds[-1].payload_bytes,
         cost_over_raw=ratio(lambda one: one.cost_us),
-        settled_over_raw=ratio(lambda one: one.settled_cost_us),
+        settled_over_raw=ratio(lambda one: one.cost_us + one.trailing_us - idle_us),
         withdraw_over_raw=ratio(lambda one: one.withdraw_cost_us),
         cost_us=median(lambda one: one.cost_us),
         deliveries_per_second=median(lambda one: one.deliveries_per_second),
@@ -204,7 +212,7 @@ def _summary(of: Connected, rounds: Sequence[Round], yard_us: Sequence[float]) -
         kib_per_idle_socket=of.kib_per_idle_socket,
         connects_per_second=of.connects_per_second,
         client_busy=median(lambda one: one.client_busy),
-        idle_core=of.idle_rate,
+        idle_core=idle_core,
     )
 
 
