@@ -379,8 +379,7 @@ class Socket(asyncio.Protocol, ABC):
             assert self._grammar.close_rcvd is not None
             self._turn_closing(self._grammar.close_rcvd.code)
         elif opcode is Opcode.BINARY:
-            self._partial = None  # so its further fragments belong to nothing
-            self.binary_received()
+            self.binary_received()  # its further fragments belong to nothing
         elif self._take_control():
             self._take_fragment(event)
 

@@ -244,6 +244,76 @@ def _buffered(connection: Connection) -> int:
     return connection._transport.get_write_buffer_size()
 
 
+# --- writers ---------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_sends_faster_than_it_is_served_has_to_wait() -> None:
+    gateway = StandIn()
+    go_on = asyncio.Event()
+    total = 2000
+
+    async def hold(connection: Connection, frame: AnyClientFrame) -> None:
+        await go_on.wait()
+
+    gateway.on_received = hold
+    async with serving(gateway, limited(inbox_frames=8, silence_seconds=0.2)) as served:
+        client = await served.raw_welcomed(gateway.token())
+        (connection,) = gateway.connections
+        padding = " " * 20_000
+        for number in range(total):
+            client.send(_available(number) + padding)
+
+        # The kernel's buffers are full on both sides, so the rest waits at the client.
+        await eventually(lambda: _is_paused(connection))
+        assert client.writer.transport.get_write_buffer_size() > total * len(padding) / 2
+        assert _waiting(connection) < 40
+        # It is our fault that nothing is heard of it, so it is not silent.
+        wheel = connection._endpoint.wheel
+        later = wheel.now + 2 * connection.limits.silence_seconds
+        await eventually(lambda: wheel.now > later)
+        assert not connection.closing
+
+        go_on.set()
+        for number in range(total):
+            assert (await client.read_json())["re"] == str(number)
+        assert not _is_paused(connection)
+
+
+async def test_a_close_is_completed_though_reading_was_paused() -> None:
+    gateway = StandIn()
+    go_on = asyncio.Event()
+
+    async def hold(connection: Connection, frame: AnyClientFrame) -> None:
+        await go_on.wait()
+
+    gateway.on_received = hold
+    async with serving(gateway, limited(inbox_frames=2, close_seconds=60)) as served:
+        client = await served.raw_welcomed(gateway.token())
+        (connection,) = gateway.connections
+        for number in range(3):
+            client.send(_available(number))
+        await eventually(lambda: _is_paused(connection))
+
+        connection.close(CloseCode.NORMAL)
+        go_on.set()
+
+        assert await client.read_close() == 1000
+        await eventually(lambda: gateway.gone == [connection])
+    assert [frame.id for frame in gateway.frames] == ["0"]
+
+
+def _is_paused(connection: Connection) -> bool:
+    return connection._reading_paused
+
+
+def _waiting(connection: Connection) -> int:
+    return len(connection._inbox)
+
+
+def _available(number: int) -> str:
+    return json.dumps({"type": "availability.set", "available": True, "id": str(number)})
+
+
 # --- sizes ----------------------------------------------------------------------------------------
 
 
@@ -360,6 +430,21 @@ async def test_bytes_that_break_the_websocket_close_it_cleanly(data: bytes, code
     assert gateway.frames == []
 
 
+async def test_who_says_much_more_behind_an_error_still_reads_why_it_was_closed() -> None:
+    gateway = StandIn()
+    async with serving(gateway, limited(close_seconds=60)) as served:
+        client = await served.raw_welcomed(gateway.token())
+        client.stop_reading()
+
+        client.write(b"\x81\x02{}" + b"x" * 8_000_000)
+        await client.writer.drain()
+        await eventually(lambda: gateway.connections[0].closing)
+        client.read_on()
+
+        assert await client.read_close() == 1002
+        await eventually(lambda: gateway.gone == gateway.connections)
+
+
 async def test_a_flood_of_bytes_behind_a_close_is_dropped_and_ends() -> None:
     gateway = StandIn()
     async with serving(gateway, limited(close_seconds=0.3)) as served:
@@ -432,7 +517,7 @@ async def test_a_flood_closes_4429_and_others_do_not_notice(text: str) -> None:
 )
 async def test_a_flood_of_control_frames_or_fragments_closes_4429(data: bytes) -> None:
     gateway = StandIn(rate_messages=2)
-    async with serving(gateway) as served:
+    async with serving(gateway, limited(close_seconds=60)) as served:
         client = await served.raw_welcomed(gateway.token())
 
         client.write(frame("x", TEXT, fin=False) + data * 5000)
@@ -442,6 +527,7 @@ async def test_a_flood_of_control_frames_or_fragments_closes_4429(data: bytes) -
             pongs += 1
         assert answer == (CLOSE, (4429).to_bytes(2, "big") + answer[1][2:])
         assert pongs < 1000
+        await client.read_end()  # at once: nobody waits for what a flood has to say
 
 
 async def test_seen_counts_by_the_offers_that_were_sent() -> None:
