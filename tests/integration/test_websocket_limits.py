@@ -244,7 +244,7 @@ def _buffered(connection: Connection) -> int:
     return connection._transport.get_write_buffer_size()
 
 
-# --- writers ---------------------------------------------------------------------------------------
+# --- writers --------------------------------------------------------------------------------------
 
 
 async def test_a_client_that_sends_faster_than_it_is_served_has_to_wait() -> None:
