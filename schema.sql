@@ -601,6 +601,18 @@ BEGIN
      WHERE p.session_id = b.session_id;
 END $$;
 
+-- The seat of a slot is free again when its booking ends unserved.
+CREATE FUNCTION session_free_seat() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE slots SET taken = taken - 1 WHERE id = NEW.slot_id;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER session_free_seat
+    AFTER UPDATE OF status ON sessions
+    FOR EACH ROW WHEN (NEW.slot_id IS NOT NULL AND OLD.status IN ('scheduled', 'pending')
+                       AND NEW.status IN ('cancelled', 'expired'))
+    EXECUTE FUNCTION session_free_seat();
+
 -- R7: the serving workshop is the winner's, whatever workshop was preferred.
 CREATE FUNCTION session_request_populate_workshop() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -153,12 +153,14 @@ class Fanout:
 
     # --- a mechanic changed
 
-    def facts(self, candidate: Candidate, changed_at: datetime) -> None:
-        """Newer facts of a mechanic, if she is here: her cards follow."""
+    def facts(self, candidate: Candidate, changed_at: datetime) -> bool:
+        """Newer facts of a mechanic who is here: her cards follow. False when nothing changed."""
         mechanic = self._hub.mechanic(candidate.mechanic_id)
-        if mechanic is not None and mechanic.changed_at < changed_at:
-            mechanic.changed_at = changed_at
-            self._set_facts(mechanic, candidate)
+        if mechanic is None or mechanic.changed_at >= changed_at:
+            return False
+        mechanic.changed_at = changed_at
+        self._set_facts(mechanic, candidate)
+        return True
 
     def candidate(self, mechanic_id: UUID) -> Candidate | None:
         """What this node knows of a mechanic who is here."""

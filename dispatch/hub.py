@@ -21,6 +21,7 @@ class Socket(Protocol):
     connection_id: UUID
     user_id: UUID
     role: Role
+    device: str | None
     epoch: int
     offers_sent: int
 

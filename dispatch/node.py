@@ -23,6 +23,7 @@ from dispatch.auth import Authenticator
 from dispatch.board import Board
 from dispatch.bus import Bus
 from dispatch.config import Config
+from dispatch.core.types import Candidate
 from dispatch.database import Pool, close_pool, open_pool, unavailable_when_lost
 from dispatch.dispatcher import Dispatcher
 from dispatch.errors import NotFound, Unavailable
@@ -203,7 +204,7 @@ class Node:
                 if entry_here is not None:
                     self.fanout.warn(entry_here)
             case MechanicChanged(candidate, changed_at):
-                self.fanout.facts(candidate, changed_at)
+                self._learn_facts(candidate, changed_at)
                 self._tell_watchers(candidate.mechanic_id)
             case PresenceChanged(user_id):
                 self._tell_watchers(user_id)
@@ -217,6 +218,22 @@ class Node:
                 self.fanout.all_counts_changed()
             case _ as unreachable:
                 assert_never(unreachable)
+
+    def _learn_facts(self, candidate: Candidate, changed_at: datetime) -> None:
+        """Facts of a mechanic, if newer; only an approved one is present (P3, P4)."""
+        if not self.fanout.facts(candidate, changed_at):
+            return
+        for socket in self.hub.sockets_of(candidate.mechanic_id):
+            if candidate.approved:
+                self.presence.join(
+                    socket.user_id,
+                    socket.role,
+                    socket.connection_id,
+                    socket.device,
+                    candidate.workshop_id,
+                )
+            else:
+                self.presence.leave(socket.user_id, socket.connection_id)
 
     def _presence_changed(self, changed: PresenceChanged) -> None:
         self.bus.publish(changed)
@@ -256,7 +273,7 @@ class Node:
         asked_at = await self._database_clock()
         if self._facts_since is not None:  # before the first time nobody is here
             for facts in await self.store.facts_changed_since(self._facts_since):
-                self.fanout.facts(facts.candidate, facts.changed_at)
+                self._learn_facts(facts.candidate, facts.changed_at)
         self._facts_since = asked_at - FACTS_MARGIN
 
     async def _database_clock(self) -> datetime:

@@ -16,7 +16,7 @@ from dispatch import queries
 from dispatch.core import messages
 from dispatch.core.types import Routing
 from dispatch.database import Connection, Pool, transaction, unavailable_when_lost
-from dispatch.errors import BadRequest, Conflict, NotFound
+from dispatch.errors import BadRequest, Conflict, NotFound, Unavailable
 
 _SQL: Final = queries.load("sessions")
 
@@ -119,7 +119,7 @@ async def start_intake(pool: Pool, customer_id: UUID, form: IntakeForm, ttl: tim
     except asyncpg.UniqueViolationError:
         async with unavailable_when_lost(), pool.acquire() as connection:
             await refuse_second_session(connection, customer_id)
-        raise
+        raise Unavailable("another booking of yours has just ended, try again") from None
 
 
 async def store_intake(connection: Connection, customer_id: UUID, form: IntakeForm) -> UUID:
