@@ -108,8 +108,8 @@ class Booking:
             return
         await customer.until(lambda: self._is_active(session_id) or not self._is_accepted(), 3600)
         if self._is_active(session_id):
-            await customer.until(lambda: not self._is_active(session_id), hold_seconds)
-            await self._do("session.end", session_id)
+            if not await customer.until(lambda: not self._is_active(session_id), hold_seconds):
+                await self._do("session.end", session_id)
             await customer.until(lambda: not self._is_accepted(), 10)
 
     def _is_accepted(self) -> bool:

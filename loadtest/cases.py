@@ -205,7 +205,8 @@ def _take_frame(cases: Cases, event: Received) -> None:
                 _case(cases, request["request_id"]).statuses.append(Status(event, request))
             for session in snapshot.get("sessions", ()):
                 _session(cases, session).append(Status(event, session))
-                if event.who not in cases.wins:
+                live = session["status"] in ("pending", "accepted", "active")
+                if live and event.who not in cases.wins:
                     cases.had_sessions.add(event.who)
         case "offer":
             _round(cases, frame["offer_id"]).cards.append(Card(event, frame, False))

@@ -113,8 +113,11 @@ async def _command(*arguments: str) -> bytes:
     try:
         said, complaint = await asyncio.wait_for(process.communicate(), COMMAND_SECONDS)
     except TimeoutError:
-        process.kill()
         raise ServerFailed(f"dispatch {arguments[0]} took too long") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     if process.returncode != 0:
         last = "\n".join(complaint.decode(errors="replace").splitlines()[-5:])
         raise ServerFailed(f"dispatch {arguments[0]} failed ({process.returncode}): {last}")

@@ -5,6 +5,7 @@ Sentences about several people (asked, raced) stay open for a moment to gather t
 """
 
 import enum
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -81,7 +82,8 @@ class Tale:
         self._generation = 1
         self._winner = ""
         self._unasked_since: float | None = None
-        self._connected = self._ended_by_hand = self._is_over = False
+        self._unasked_told = False
+        self._connected = self._ended_by_hand = self._completed = self._is_over = False
 
     def ready(self, now: float) -> Iterator[Line]:
         """The lines that are complete by now, oldest first."""
@@ -217,8 +219,7 @@ class Tale:
         self._stage, self._generation = stage, offer["generation"]
         told = f"{len(names)} told" if len(names) > 3 else ", ".join(sorted(names))
         if again:
-            text = f"{_listed(names)} can take it too: offered"
-            return Line(self.tag, Mood.DIM, text)
+            return Line(self.tag, Mood.DIM, f"also offered to {told}")
         if stage == "priority":
             seconds = _seconds_left(offer)
             return Line(self.tag, Mood.PLAIN, f"offered to {told} alone{seconds}")
@@ -229,11 +230,24 @@ class Tale:
             )
         whom = "the workshop" if self._order.get("routing_type") == "workshop_only" else "everyone"
         why, self._why = self._why, ""
-        if previous == "priority" and not why:
-            why = "the favourite cannot be reached" if self._attempt > 1 else "the window is over"
-        mood = Mood.TURN if previous is not None else Mood.PLAIN
+        if not why:
+            why = self._why_everyone(previous)
+        mood = Mood.TURN if why else Mood.PLAIN
         arrow = f"{why} → {whom}" if why else f"offered to {whom}"
         return Line(self.tag, mood, f"{arrow} ({told})")
+
+    def _why_everyone(self, previous: str | None) -> str:
+        """What led to the widest stage, as far as a watcher can know; empty when it was meant."""
+        favourite = self._order.get("preferred_mechanic_id")
+        if previous == "priority":
+            return "the favourite cannot be reached" if self._attempt > 1 else "the window is over"
+        if previous == "preferred":
+            return "the head start is over"
+        if previous is None and favourite is not None:
+            return f"{self._name(favourite)} is not free"
+        if previous is None and self._order.get("routing_type") == "hybrid":
+            return f"nobody of {self._name(self._order['workshop_id'])} is there"
+        return ""
 
     def _race(self, at: float, offer_id: str) -> _Race:
         for item in self._open:
@@ -259,7 +273,8 @@ class Tale:
 
     def _status(self, at: float, frame: Frame) -> None:
         status = frame["status"]
-        if status == "pending" and not self._shown and self._unasked_since is None:
+        unasked = status == "pending" and not self._shown and not self._unasked_told
+        if unasked and self._unasked_since is None:
             self._unasked_since = at
         who = self._name(self._customer)
         if status in ("expired", "cancelled"):
@@ -270,7 +285,8 @@ class Tale:
             self.say(f"cancelled, {who}'s payment goes back", Mood.BAD)
 
     def _say_unasked(self) -> None:
-        """Nobody was asked when the request opened."""
+        """Nobody was asked when the request opened. Told once."""
+        self._unasked_told = True
         favourite = self._order.get("preferred_mechanic_id")
         if favourite is not None:
             name = self._name(favourite)
@@ -284,7 +300,8 @@ class Tale:
         if both and frame.get("started_at") and not self._connected:
             self._connected = True
             self.say(f"{self._name(self._customer)} and {self._winner} are connected", Mood.GOOD)
-        if frame["status"] == "completed":
+        if frame["status"] == "completed" and not self._completed:
+            self._completed = True
             text = "session completed" if self._ended_by_hand else "the minutes are up: completed"
             self.say(text, Mood.GOOD)
 
@@ -294,7 +311,7 @@ def _seconds_left(offer: Frame) -> str:
     if ends is None:
         return ""
     left = datetime.fromisoformat(ends) - datetime.fromisoformat(offer["server_time"])
-    return f" for {left.total_seconds():.0f} s"
+    return f" for {math.ceil(left.total_seconds())} s"
 
 
 def _listed(names: list[str]) -> str:

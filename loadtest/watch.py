@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import contextlib
 import random
+import re
 import sys
 from datetime import datetime
 
@@ -18,6 +19,8 @@ from loadtest.api import Api, ApiError
 from loadtest.client import Client, Refused
 from loadtest.history import Connected, Event, Frame, History, Lost, Received
 
+ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+INSTANT = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z")
 DULL = ("type", "server_time", "user_id", "connection_id", "node_id", "heartbeat_seconds", "re")
 
 
@@ -59,7 +62,7 @@ def _show(event: Event, *, raw: bool) -> None:
             print("\n".join(readable(event.frame)), flush=True)
         case Connected():
             print("connected", file=sys.stderr)
-        case Lost():
+        case Lost() if event.code is not None:
             print(f"connection lost ({event.code}), connecting again", file=sys.stderr)
 
 
@@ -87,11 +90,18 @@ def _fields(frame: Frame) -> str:
 
 
 def _value(value: object) -> str:
-    if isinstance(value, dict):
-        return str(value.get("name") or value.get("id") or msgspec.json.encode(value).decode())
-    if isinstance(value, str) and " " in value:
-        return f"“{value}”"
-    return str(value)
+    """Ids are cut to their first part, and times to the time of day, both as the server's."""
+    match value:
+        case dict():
+            return str(value.get("name") or value.get("id") or msgspec.json.encode(value).decode())
+        case str() if ID.fullmatch(value):
+            return value.partition("-")[0]
+        case str() if INSTANT.fullmatch(value):
+            return value.partition("T")[2]
+        case str() if " " in value:
+            return f'"{value}"'
+        case _:
+            return str(value)
 
 
 if __name__ == "__main__":
