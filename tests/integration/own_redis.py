@@ -42,6 +42,11 @@ class OwnRedis:
             os.kill(self._frozen_pid, signal.SIGCONT)
             self._frozen_pid = None
 
+    def empty(self) -> None:
+        """Nothing is in it any more."""
+        with self.client() as client:
+            client.flushall()
+
     def client(self) -> redis.Redis:
         """A client for the test itself."""
         return redis.Redis.from_url(self.url)
