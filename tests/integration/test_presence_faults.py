@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from uuid import UUID, uuid4
 
 import pytest
@@ -146,12 +147,13 @@ async def test_a_killed_redis_is_unknown_while_away_and_everybody_is_back_after(
     before = told(here, there)
 
     server.kill()
-    await eventually(lambda: sees_both(here, anna, ben, UNKNOWN))
-    assert await here.registry.online_mechanics() is None
+    for node in (here, there):
+        await eventually(partial(sees_both, node, anna, ben, UNKNOWN))
+        assert await node.registry.online_mechanics() is None
     server.start()
 
     for node in (here, there):
-        await eventually(lambda node=node: sees_both(node, anna, ben, ONLINE))  # type: ignore[misc]
+        await eventually(partial(sees_both, node, anna, ben, ONLINE))
         assert await node.sees(uuid4()) is OFFLINE
     assert told(here, there) == before
     assert said() == ["presence lost redis"] * 2 + ["presence recovered redis"] * 2
@@ -192,7 +194,7 @@ async def test_a_frozen_redis_is_unknown_and_nobody_is_gone_when_it_thaws(
     server.thaw()
 
     for node in (here, there):
-        await eventually(lambda node=node: sees_both(node, anna, ben, ONLINE))  # type: ignore[misc]
+        await eventually(partial(sees_both, node, anna, ben, ONLINE))
     assert told(here, there) == before
 
 
@@ -234,8 +236,8 @@ async def test_many_faults_in_a_row_end_with_everybody_where_they_are(
     for node in (here, there):
         await node.settled()
     for node in (here, there):
-        await eventually(lambda node=node: all_are(node, stay, ONLINE))  # type: ignore[misc]
-        await eventually(lambda node=node: all_are(node, gone, OFFLINE))  # type: ignore[misc]
+        await eventually(partial(all_are, node, stay, ONLINE))
+        await eventually(partial(all_are, node, gone, OFFLINE))
         assert await node.registry.online_mechanics() == len(stay)
 
 
