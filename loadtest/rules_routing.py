@@ -151,7 +151,12 @@ def _is_out(cases: Cases, case: Case, offer_round: Round, shown: Card, at: float
         sent.frame["type"] == "availability.set" and not sent.frame["available"] for sent in before
     )
     unseen = not any(_saw(sent, offer_round.offer_id) for sent in before)
-    busy = any(win.at <= at for win in cases.wins.get(favourite, ()))
+    # A win is committed between its accept and its verdict: she may be busy since the accept.
+    busy = any(
+        sent.at <= at
+        for win in cases.wins.get(favourite, ())
+        for sent in cases.accepts[favourite, win.frame["accept_id"]].sends[:1]
+    )
     left = any(
         isinstance(events[-1], Lost) and shown.event.at <= events[-1].at <= at
         for events in cases.connections_of(favourite)

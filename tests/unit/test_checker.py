@@ -90,6 +90,27 @@ def test_a_favourite_who_declines_and_everyone_at_once() -> None:
     assert rules_broken(recorder) == set()
 
 
+def test_a_favourite_who_takes_another_round_while_she_is_waited_for() -> None:
+    recorder, ana, bruno, carla = city()
+    eva = recorder.customer("eva")
+    eva.orders("B2")
+    eva.sees("r2", "pending", 2)
+    bruno.is_offered("r2")
+    ana.orders(routing_type="priority_broadcast", preferred_mechanic_id="bruno")
+    ana.sees("r1", "pending", 2)
+    bruno.is_offered_alone("r1")
+
+    accept = bruno.accepts("r2", accept_id="a2")
+    carla.is_offered("r1")
+    bruno.wins("r2", accept_id="a2", re=accept)
+    bruno.is_revoked("r1", "withdrawn")
+    carla.wins("r1", re=carla.accepts("r1"))
+    ends_well(ana, carla)
+    eva.sees("r2", "accepted", 3, mechanic={"id": "bruno"})
+
+    assert rules_broken(recorder) == set()
+
+
 def test_an_accept_whose_reply_was_lost_is_repeated_and_gets_the_same_verdict() -> None:
     recorder, ana, bruno, _ = city()
     ana.orders()
