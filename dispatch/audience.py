@@ -1,18 +1,16 @@
 """How many mechanics a booking has reached, and how many are there to be reached.
 
 One job: add up what the nodes say of themselves, so that a customer reads "4 notified, 7 online".
-Counts inform, they decide nothing. No I/O; imports `core`, `hints` and `hub`. Time is passed in
+Counts inform, they decide nothing. No I/O; imports `core` and `hints`. Time is passed in
 (monotonic seconds).
 """
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import Final
 from uuid import UUID
 
 from dispatch.core.types import Booking, Routing
 from dispatch.hints import Reach, Roster
-from dispatch.hub import OnlineMechanic
 
 ROSTER_SECONDS: Final = 15.0  # a roster that is not repeated within this is forgotten
 
@@ -47,11 +45,12 @@ class Audience:
         """The booking is over."""
         self._asked.pop(request_id, None)
 
-    def forget_silent_nodes(self, now: float) -> None:
-        """Drops rosters of nodes that have said nothing for a while."""
+    def forget_silent_nodes(self, now: float) -> bool:
+        """Drops rosters of nodes that have said nothing for a while; whether there were any."""
         silent = [key for key, (at, _) in self._rosters.items() if now - at > ROSTER_SECONDS]
         for node_id in silent:
             del self._rosters[node_id]
+        return bool(silent)
 
     def notified(self, booking: Booking) -> int:
         """Mechanics asked in the booking's present round, on all nodes."""
@@ -73,15 +72,10 @@ class Audience:
                 total += count
         return total
 
-    def roster(self, mechanics: Iterable[OnlineMechanic]) -> Roster:
-        """This node's own roster now."""
-        groups: Counter[tuple[UUID | None, bool]] = Counter()
-        for mechanic in mechanics:
-            candidate = mechanic.candidate
-            if candidate.approved and candidate.available:
-                groups[candidate.workshop_id, candidate.is_specialist] += 1
-        ready = sorted(groups.items(), key=lambda item: (str(item[0][0]), item[0][1]))
+    def roster(self, ready: Counter[tuple[UUID | None, bool]]) -> Roster:
+        """This node's own roster, from its hub's count of who is ready."""
+        groups = sorted(ready.items(), key=lambda item: (str(item[0][0]), item[0][1]))
         return Roster(
             self._node_id,
-            tuple((workshop, specialist, count) for (workshop, specialist), count in ready),
+            tuple((*group, count) for group, count in groups if count),
         )

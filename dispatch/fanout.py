@@ -178,7 +178,7 @@ class Fanout:
         return replace(candidate, live_sessions=self._board.live_sessions(candidate.mechanic_id))
 
     def _set_facts(self, mechanic: OnlineMechanic, candidate: Candidate) -> None:
-        mechanic.candidate = self.facts_with_sessions(candidate)
+        self._hub.set_candidate(mechanic, self.facts_with_sessions(candidate))
         for entry in self.ranked(mechanic):
             if mechanic.shown.get(entry.booking.request_id) != entry.booking.offer_id:
                 self.show(mechanic, entry)

@@ -138,8 +138,8 @@ class Gateway:
         self._learn(arrivals)
         if connection.closing:
             return
-        mechanic = self._hub.add_mechanic(connection, facts.candidate, facts.changed_at)
-        mechanic.candidate = self._fanout.facts_with_sessions(mechanic.candidate)
+        candidate = self._fanout.facts_with_sessions(facts.candidate)
+        mechanic = self._hub.add_mechanic(connection, candidate, facts.changed_at)
         if mechanic.candidate.approved:
             self._presence.join(
                 connection.user_id,

@@ -5,7 +5,7 @@ her and which cards she is shown. Bytes are prepared once and written to many; a
 own outbox. No I/O of its own, no decisions; imports `core`, `protocol` and nothing else of ours.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Protocol
@@ -58,11 +58,15 @@ class OnlineMechanic:
 
 
 class Hub:
-    """Every authenticated socket of this node."""
+    """Every authenticated socket of this node.
+
+    `ready` counts its approved and available mechanics by (workshop, specialist).
+    """
 
     def __init__(self) -> None:
         self._sockets: defaultdict[UUID, set[Socket]] = defaultdict(set)
         self._mechanics: dict[UUID, OnlineMechanic] = {}
+        self.ready: Counter[tuple[UUID | None, bool]] = Counter()
         self._watchers: defaultdict[UUID, set[Socket]] = defaultdict(set)
         self._watched: defaultdict[UUID, set[UUID]] = defaultdict(set)
 
@@ -78,6 +82,7 @@ class Hub:
         mechanic = self._mechanics.get(socket.user_id)
         if mechanic is None:
             mechanic = self._mechanics[socket.user_id] = OnlineMechanic(candidate, changed_at)
+            self._count_ready(candidate, 1)
         mechanic.sockets.add(socket)
         return mechanic
 
@@ -93,6 +98,7 @@ class Hub:
             mechanic.sockets.discard(socket)
             if not mechanic.sockets:
                 del self._mechanics[socket.user_id]
+                self._count_ready(mechanic.candidate, -1)
         for mechanic_id in self._watched.pop(socket.connection_id, set()):
             self._unwatch(socket, mechanic_id)
 
@@ -103,6 +109,12 @@ class Hub:
     def mechanics(self) -> Iterable[OnlineMechanic]:
         """Everyone who has a socket here; not to be changed while iterating."""
         return self._mechanics.values()
+
+    def set_candidate(self, mechanic: OnlineMechanic, candidate: Candidate) -> None:
+        """Routing sees these facts of her from now on."""
+        self._count_ready(mechanic.candidate, -1)
+        mechanic.candidate = candidate
+        self._count_ready(candidate, 1)
 
     def sockets_of(self, user_id: UUID) -> tuple[Socket, ...]:
         """The user's sockets here."""
@@ -143,6 +155,10 @@ class Hub:
 
     def __len__(self) -> int:
         return sum(map(len, self._sockets.values()))
+
+    def _count_ready(self, candidate: Candidate, more: int) -> None:
+        if candidate.approved and candidate.available:
+            self.ready[candidate.workshop_id, candidate.is_specialist] += more
 
     def _unwatch(self, socket: Socket, mechanic_id: UUID) -> None:
         watchers = self._watchers.get(mechanic_id)

@@ -54,7 +54,8 @@ from dispatch.timers import Clock, Sweep
 log = logging.getLogger(__name__)
 
 OVERDUE_BATCH: Final = 100
-COUNTS_SECONDS: Final = 0.25
+COUNTS_SECONDS: Final = 0.05
+ROSTER_REPEAT_SECONDS: Final = 5.0
 CLOCK_SECONDS: Final = 10.0
 DEGRADED_RECONCILE_SECONDS: Final = 0.5
 READY_SECONDS: Final = 1.0
@@ -312,23 +313,20 @@ class Node:
         await self.dispatcher.fire(request_id)
 
     async def _counts_loop(self) -> None:
-        """Tells customers how many were notified, and the others who is ready here."""
-        last = None
-        ticks = 0
+        """Tells the others who is ready here, and customers how many were notified."""
+        last, said_at = None, 0.0
         while True:
             await asyncio.sleep(COUNTS_SECONDS)
-            self.fanout.flush_counts()
-            ticks += 1
-            if ticks % 4:
-                continue
-            roster = self.audience.roster(self.hub.mechanics())
-            if roster != last:
-                self.fanout.all_counts_changed()
-            if roster != last or ticks % 20 == 0:
+            now = time.monotonic()
+            roster = self.audience.roster(self.hub.ready)
+            if roster != last or now - said_at > ROSTER_REPEAT_SECONDS:
+                last, said_at = roster, now
                 self.bus.publish(roster)
-            last = roster
-            self.audience.hear_roster(roster, time.monotonic())
-            self.audience.forget_silent_nodes(time.monotonic())
+                self.audience.hear_roster(roster, now)
+                self.fanout.all_counts_changed()
+            if self.audience.forget_silent_nodes(now):
+                self.fanout.all_counts_changed()
+            self.fanout.flush_counts()
 
     async def _clock_loop(self) -> None:
         while True:
