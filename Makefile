@@ -35,15 +35,20 @@ setup: $(INSTALLED)
 $(INSTALLED): requirements.lock pyproject.toml
 	@"$(BASE_PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed: make BASE_PYTHON=/path/to/python3 $(MAKECMDGOALS)"; exit 1; }
-	@if command -v uv >/dev/null; then \
-	  set -ex; \
-	  uv venv --quiet --allow-existing --python "$(BASE_PYTHON)" .venv; \
-	  uv pip install --quiet --python $(PYTHON) --require-hashes -r requirements.lock; \
-	  uv pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation -e .; \
-	else \
-	  set -ex; \
-	  "$(BASE_PYTHON)" -m venv .venv; \
-	  $(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; \
-	  $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
-	fi
+	@if command -v uv >/dev/null; then $(WITH_UV); else $(WITH_PIP); fi
 	@touch $@
+
+# uv is to trust the certificates that this machine trusts, as well as those it brings.
+define WITH_UV
+	set -ex; export UV_SYSTEM_CERTS=1 UV_NATIVE_TLS=1; \
+	uv venv --quiet --allow-existing --python "$(BASE_PYTHON)" .venv; \
+	uv pip install --quiet --python $(PYTHON) --require-hashes -r requirements.lock; \
+	uv pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation -e .
+endef
+
+define WITH_PIP
+	set -ex; export PIP_DISABLE_PIP_VERSION_CHECK=1; \
+	"$(BASE_PYTHON)" -m venv .venv; \
+	$(PYTHON) -m pip install --quiet --require-hashes -r requirements.lock; \
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .
+endef
