@@ -513,7 +513,7 @@ BEGIN
     SELECT * INTO STRICT i FROM intakes WHERE id = p_intake_id;
     SELECT * INTO STRICT plan FROM plans WHERE code = i.plan_code;
     IF i.slot_id IS NOT NULL THEN
-        UPDATE slots SET taken = taken + 1 WHERE id = i.slot_id RETURNING * INTO slot;
+        SELECT * INTO STRICT slot FROM slots WHERE id = i.slot_id;
         IF slot.starts_at > v_now THEN
             v_opens := slot.starts_at;
             v_status := 'scheduled';
@@ -543,6 +543,9 @@ BEGIN
 
     INSERT INTO session_events (session_id, type, user_id, at)
     VALUES (create_session.session_id, 'created', i.customer_id, v_now);
+
+    -- Last: a session that is just ending frees its seat after its own row is written.
+    UPDATE slots SET taken = taken + 1 WHERE id = i.slot_id;
 
     session_type := plan.type;
     session_status := v_status;

@@ -1,5 +1,6 @@
 """The rows of a booking: made by the one factory, locked, saved, and true to their constraints."""
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -13,6 +14,7 @@ from dispatch.core.lifecycle import opening_is_due
 from dispatch.core.types import (
     Booking,
     Cancel,
+    Decision,
     Open,
     RequestStatus,
     Routing,
@@ -20,7 +22,7 @@ from dispatch.core.types import (
     Stage,
     Widen,
 )
-from dispatch.database import Connection
+from dispatch.database import Connection, Pool
 from dispatch.store import Store
 from tests.integration.rows import (
     POLICY,
@@ -40,6 +42,7 @@ from tests.integration.rows import (
     save,
     shift_clock,
     stored_due_at,
+    until_blocked,
 )
 
 # --- locking and saving ---------------------------------------------------------------------------
@@ -245,6 +248,61 @@ async def test_a_full_slot_takes_nobody_else(connection: Connection) -> None:
         await book(connection, slot_id=slot_id)
 
     assert await connection.fetchval("SELECT count(*) FROM sessions") == 1
+
+
+@pytest.mark.parametrize("starts_in_seconds", [-60, 3600], ids=["for now", "for later"])
+async def test_who_gives_up_a_seat_leaves_it_to_another(
+    connection: Connection, store: Store, starts_in_seconds: float
+) -> None:
+    slot_id = await add_slot(connection, starts_in_seconds, capacity=1)
+    booking = await book(connection, slot_id=slot_id)
+
+    await change(connection, store, booking.request_id, Cancel())
+
+    assert await connection.fetchval("SELECT taken FROM slots") == 0
+    other = await book(connection, slot_id=slot_id)
+    assert other.status is booking.status
+    assert await connection.fetchval("SELECT taken FROM slots") == 1
+
+
+async def test_who_books_a_slot_again_while_the_first_is_being_cancelled_gets_the_seat(
+    pool: Pool, connection: Connection, store: Store
+) -> None:
+    slot_id = await add_slot(connection, starts_in_seconds=-60, capacity=2)
+    first = await book(connection, slot_id=slot_id)
+    again = await add_intake(connection, first.customer_id, slot_id=slot_id)
+    await connection.execute(PAUSE_BEFORE_INSERT)
+
+    async with pool.acquire() as gate, pool.acquire() as booker:
+        await gate.execute("SELECT pg_advisory_lock(1)")
+        booked = asyncio.create_task(create(booker, again))
+        await until_blocked(pool, 1)
+        cancelled = asyncio.create_task(change(connection, store, first.request_id, Cancel()))
+        await until_blocked_or_done(pool, cancelled)
+        await gate.execute("SELECT pg_advisory_unlock(1)")
+        second = await booked
+
+    assert (await cancelled).booking.status is RequestStatus.CANCELLED
+    assert second.status is RequestStatus.PENDING
+    assert await connection.fetchval("SELECT taken FROM slots") == 1
+
+
+# A booking waits, for as long as the test likes, where its session is to be inserted.
+PAUSE_BEFORE_INSERT = """
+    CREATE FUNCTION pause() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM pg_advisory_xact_lock(1);
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER pause BEFORE INSERT ON sessions FOR EACH ROW EXECUTE FUNCTION pause();
+"""
+
+
+async def until_blocked_or_done(pool: Pool, task: asyncio.Task[Decision]) -> None:
+    """Until the task is over, or waits for a lock as the booking at the gate does."""
+    blocked = asyncio.create_task(until_blocked(pool, 2))
+    await asyncio.wait({task, blocked}, return_when=asyncio.FIRST_COMPLETED)
+    blocked.cancel()
 
 
 async def test_a_slot_that_runs_already_is_a_booking_for_now(connection: Connection) -> None:
