@@ -56,7 +56,7 @@ class Place:
 
     pool: Pool
     store: Store
-    slot_id: UUID
+    slots: list[UUID]
     workshop_id: UUID
     mechanics: list[UUID]
     requests: dict[UUID, UUID] = field(default_factory=dict)
@@ -65,13 +65,14 @@ class Place:
 
 async def make_place(pool: Pool, connection: Connection, store: Store) -> Place:
     workshop_id = await add_workshop(connection)
-    slot_id: UUID = await connection.fetchval(
+    slots = await connection.fetch(
         "INSERT INTO slots (starts_at, ends_at, capacity) "
-        "VALUES (now() + interval '1 hour', now() + interval '2 hours', 5) RETURNING id"
+        "SELECT now() + hours * interval '1 hour', now() + interval '2 hours', 3 "
+        "FROM unnest('{-1, 1}'::int[]) AS hours RETURNING id"
     )
     workshops = [workshop_id, workshop_id, None, None]
     mechanics = [await add_mechanic(connection, workshop) for workshop in workshops]
-    place = Place(pool, store, slot_id, workshop_id, mechanics)
+    place = Place(pool, store, [row["id"] for row in slots], workshop_id, mechanics)
     for _ in range(3):
         await rebook(place, connection, await add_customer(connection), random.Random(0))
     return place
@@ -80,7 +81,7 @@ async def make_place(pool: Pool, connection: Connection, store: Store) -> Place:
 async def rebook(
     place: Place, connection: Connection, customer_id: UUID, chance: random.Random
 ) -> None:
-    """A new booking of the customer, for now or the slot; refused while another one lives."""
+    """A new booking of the customer, for now or for a slot; refused while another one lives."""
     routing = chance.choice(["broadcast", "broadcast", "hybrid", "priority_broadcast"])
     intake_id = await add_intake(
         connection,
@@ -88,7 +89,7 @@ async def rebook(
         routing_type=routing,
         workshop_id=place.workshop_id,
         preferred_mechanic_id=place.mechanics[0],
-        slot_id=place.slot_id if chance.random() < 0.1 else None,
+        slot_id=chance.choice(place.slots) if chance.random() < 0.5 else None,
     )
     booking = await create(connection, intake_id)
     place.everything.append(booking.request_id)
@@ -192,7 +193,12 @@ async def test_mixed_acts_on_few_rows_never_deadlock_and_leave_true_rows(
 
     for request_id in place.everything:
         await check_booking(connection, request_id)
-    for check in (one_winner_a_round, nobody_over_capacity, one_live_session_a_customer):
+    for check in (
+        one_winner_a_round,
+        nobody_over_capacity,
+        one_live_session_a_customer,
+        seats_are_those_of_bookings,
+    ):
         await check(connection)
 
 
@@ -239,3 +245,13 @@ async def one_live_session_a_customer(connection: Connection) -> None:
         "GROUP BY customer_user_id"
     )
     assert all(row["live"] == 1 for row in live)
+
+
+async def seats_are_those_of_bookings(connection: Connection) -> None:
+    """A booking that ended before anybody took it has none."""
+    counted = await connection.fetch(
+        "SELECT slots.taken, (SELECT count(*) FROM sessions s WHERE s.slot_id = slots.id AND "
+        "(s.status NOT IN ('cancelled', 'expired') OR s.mechanic_id IS NOT NULL)) AS held "
+        "FROM slots"
+    )
+    assert all(row["taken"] == row["held"] for row in counted)
