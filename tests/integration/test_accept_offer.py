@@ -337,6 +337,20 @@ async def test_an_accept_that_meets_a_change_of_the_mechanic_waits_for_it(
         assert said(await verdict) == lost(reason)
 
 
+async def test_a_mechanic_whose_session_runs_is_busy(connection: Connection, store: Store) -> None:
+    booking = await book_and_open(connection, store)
+    mechanic_id = await add_mechanic(connection)
+    await occupy(connection, mechanic_id, mechanic_slot=1)
+    await connection.execute(
+        "UPDATE sessions SET status = 'active', started_at = now(), ends_at = now() "
+        "WHERE mechanic_id = $1",
+        mechanic_id,
+    )
+
+    assert (await candidate(connection, mechanic_id)).live_sessions == 1
+    assert said(await accept(connection, booking.offer_id, mechanic_id)) == lost("busy")
+
+
 async def test_a_lowered_capacity_counts_the_sessions_that_she_has(
     connection: Connection, store: Store
 ) -> None:
