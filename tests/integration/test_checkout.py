@@ -13,12 +13,13 @@ import pytest
 from dispatch import payments
 from dispatch.config import Config
 from dispatch.core.types import Routing
+from dispatch.database import Pool, transaction
 from dispatch.errors import BadRequest, Conflict, NotFound, Unavailable
 from dispatch.sessions import ActiveSessionExists, SlotFull
 from dispatch.stripe_client import StripeClient, StripeFailed
 from tests.integration.stripe_servers import free_socket
 from tests.integration.till import PUBLIC_URL, Till, open_till
-from tests.support import STRIPE_SECRET_KEY
+from tests.support import STRIPE_SECRET_KEY, eventually
 
 
 @pytest.fixture
@@ -86,13 +87,25 @@ async def test_the_client_has_no_say_in_the_price(till: Till) -> None:
 async def test_asking_again_gives_the_open_checkout(till: Till) -> None:
     customer_id = await till.customer()
     intake_id = await till.intake(customer_id)
+    async with transaction(till.pool) as holding:  # until several are between look and insert
+        await holding.execute("LOCK TABLE payments IN EXCLUSIVE MODE")
+        asked = [asyncio.create_task(till.checkout(customer_id, intake_id)) for _ in range(5)]
+        await eventually(lambda: several_wait(till.pool))
 
-    urls = await asyncio.gather(*(till.checkout(customer_id, intake_id) for _ in range(10)))
-    urls.append(await till.checkout(customer_id, intake_id))
+    urls = [*await asyncio.gather(*asked), await till.checkout(customer_id, intake_id)]
 
     assert len(set(urls)) == 1
     assert await till.count("payments") == 1
     assert len(await open_sessions(till)) == 1
+
+
+async def several_wait(pool: Pool) -> bool:
+    """Whether several connections to this database wait for a lock."""
+    waiting: int = await pool.fetchval(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    return waiting >= 3
 
 
 async def test_a_crash_before_stripes_answer_was_stored_leads_to_the_same_page(till: Till) -> None:
