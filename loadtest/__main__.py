@@ -156,9 +156,9 @@ async def _target(options: argparse.Namespace) -> AsyncIterator[_Target]:
             workers=options.workers,
             settings=settings,
             log=folder / "serve.log",
-        ) as url:
+        ) as server:
             city = await local_server.seed(folder, mechanics=options.mechanics, customers=customers)
-            yield _Target(url, city, folder)
+            yield _Target(server.url, city, folder)
 
 
 async def _stop(task: asyncio.Task[None]) -> None:

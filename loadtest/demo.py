@@ -88,24 +88,33 @@ async def _live(options: argparse.Namespace) -> None:
         print(f"port {options.port} is taken, so this is on {port}")
     print("starting Postgres, Valkey, the stand-in for Stripe and the server …", flush=True)
     async with contextlib.AsyncExitStack() as stack:
-        url = await stack.enter_async_context(
+        log = folder / "serve.log"
+        server = await stack.enter_async_context(
             local_server.serving(
-                folder,
-                port=port,
-                workers=options.workers,
-                settings=SETTINGS,
-                log=folder / "serve.log",
+                folder, port=port, workers=options.workers, settings=SETTINGS, log=log
             )
         )
         city = await local_server.seed(folder, mechanics=None, customers=None)
-        print(_introduction(url, city, folder), flush=True)
+        print(_introduction(server.url, city, folder), flush=True)
         http = await stack.enter_async_context(aiohttp.ClientSession())
         history = History(keeps=False)
         narrator = Narrator(city.workshop_names())
         history.listeners.append(narrator.take)
         stack.enter_context(_saying_goodbye())
         await stack.enter_async_context(_telling(narrator, history, in_colour=_colour(options)))
-        await CityLife(Api(http, url), city, history, narrator.say, options.seed).run()
+        life = CityLife(Api(http, server.url), city, history, narrator.say, options.seed)
+        living = asyncio.create_task(life.run(), name="city")
+        stack.push_async_callback(_stop, living)
+        await asyncio.wait({living, server.ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not living.done():
+            raise ServerFailed(f"the server ended by itself: see {log}")
+        living.result()
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 @contextlib.asynccontextmanager
@@ -122,9 +131,7 @@ async def _telling(narrator: Narrator, history: History, *, in_colour: bool) -> 
     try:
         yield
     finally:
-        telling.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await telling
+        await _stop(telling)
 
 
 @contextlib.contextmanager

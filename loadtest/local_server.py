@@ -13,7 +13,7 @@ import sys
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import msgspec
 
@@ -29,6 +29,13 @@ class ServerFailed(Exception):
     """A command of the server did not do what it should."""
 
 
+class Serving(NamedTuple):
+    """A server that is ready. `ended` is done as soon as it is no more."""
+
+    url: str
+    ended: asyncio.Task[None]
+
+
 class Node(msgspec.Struct, frozen=True):
     """One worker of a running server, as `dispatch nodes --json` lists it."""
 
@@ -39,8 +46,8 @@ class Node(msgspec.Struct, frozen=True):
 @contextlib.asynccontextmanager
 async def serving(
     folder: Path, *, port: int, workers: int, settings: Mapping[str, str], log: Path
-) -> AsyncIterator[str]:
-    """Runs `dispatch serve --embedded folder` inside the block and yields its URL.
+) -> AsyncIterator[Serving]:
+    """Runs `dispatch serve --embedded folder` inside the block.
 
     The child has a session of its own, so that Ctrl-C reaches only us; it is stopped with
     SIGTERM, and killed when it has not ended in `STOP_SECONDS`.
@@ -56,7 +63,7 @@ async def serving(
             url = await _wait_until_ready(process.stdout, log)
             rest = asyncio.create_task(_keep(process.stdout, errors), name="server's output")
             try:
-                yield url
+                yield Serving(url, rest)
             finally:
                 rest.cancel()
         finally:
@@ -137,7 +144,7 @@ async def _wait_until_ready(output: asyncio.StreamReader, log: Path) -> str:
 
 
 async def _keep(output: asyncio.StreamReader, log: IO[bytes]) -> None:
-    """Moves what the server still prints into its log, so that its pipe never fills."""
+    """Moves what the server still prints into its log; over when the server is."""
     async for line in output:
         log.write(line)
         log.flush()

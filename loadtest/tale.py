@@ -9,7 +9,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from loadtest.history import Booked, Frame, Received, Sent
@@ -17,6 +17,7 @@ from loadtest.history import Booked, Frame, Received, Sent
 GATHER_SECONDS = 0.35
 VERDICT_SECONDS = 4.0
 UNASKED_SECONDS = 1.2
+EARLY = timedelta(seconds=0.3)
 REASONS = {"taken": "already taken", "busy": "busy with another", "expired": "too late"}
 
 
@@ -83,6 +84,7 @@ class Tale:
         self._winner = ""
         self._unasked_since: float | None = None
         self._unasked_told = False
+        self._alone_until: datetime | None = None
         self._connected = self._ended_by_hand = self._completed = self._is_over = False
 
     def ready(self, now: float) -> Iterator[Line]:
@@ -216,13 +218,15 @@ class Tale:
         offer, names = asked.offer, asked.names
         stage, previous = offer["stage"], self._stage
         again = stage == previous and offer["generation"] == self._generation
+        reopened = offer["generation"] > self._generation
         self._stage, self._generation = stage, offer["generation"]
         told = f"{len(names)} told" if len(names) > 3 else ", ".join(sorted(names))
         if again:
             return Line(self.tag, Mood.DIM, f"also offered to {told}")
         if stage == "priority":
-            seconds = _seconds_left(offer)
-            return Line(self.tag, Mood.PLAIN, f"offered to {told} alone{seconds}")
+            if "exclusive_until" in offer:
+                self._alone_until = datetime.fromisoformat(offer["exclusive_until"])
+            return Line(self.tag, Mood.PLAIN, f"offered to {told} alone{_seconds_left(offer)}")
         if stage == "preferred":
             seconds = _seconds_left(offer)
             return Line(
@@ -230,21 +234,27 @@ class Tale:
             )
         whom = "the workshop" if self._order.get("routing_type") == "workshop_only" else "everyone"
         why, self._why = self._why, ""
-        if not why:
-            why = self._why_everyone(previous)
+        if not why and not reopened:
+            why = self._why_everyone(previous, offer)
         mood = Mood.TURN if why else Mood.PLAIN
         arrow = f"{why} → {whom}" if why else f"offered to {whom}"
         return Line(self.tag, mood, f"{arrow} ({told})")
 
-    def _why_everyone(self, previous: str | None) -> str:
+    def _why_everyone(self, previous: str | None, offer: Frame) -> str:
         """What led to the widest stage, as far as a watcher can know; empty when it was meant."""
         favourite = self._order.get("preferred_mechanic_id")
         if previous == "priority":
-            return "the favourite cannot be reached" if self._attempt > 1 else "the window is over"
+            if self._attempt > 1:
+                return "the favourite cannot be reached"
+            now = datetime.fromisoformat(offer["server_time"])
+            if self._alone_until is not None and self._alone_until > now + EARLY:
+                return f"{self._name(str(favourite))} is not free any more"
+            return "the window is over"
         if previous == "preferred":
             return "the head start is over"
         if previous is None and favourite is not None:
-            return f"{self._name(favourite)} is not free"
+            reason = "has not come" if self._unasked_told else "is not free"
+            return f"{self._name(favourite)} {reason}"
         if previous is None and self._order.get("routing_type") == "hybrid":
             return f"nobody of {self._name(self._order['workshop_id'])} is there"
         return ""
@@ -290,7 +300,7 @@ class Tale:
         favourite = self._order.get("preferred_mechanic_id")
         if favourite is not None:
             name = self._name(favourite)
-            self._stage = self._shown_stage = "priority"
+            self._shown_stage = "priority"
             self.say(f"{name} is not there: the request waits for {name}", Mood.TURN)
         else:
             self.say("nobody is there to ask: the request stays open", Mood.TURN)

@@ -87,6 +87,24 @@ def test_a_workshop_where_nobody_is_there_and_then_somebody_comes(recorder: Reco
     ]
 
 
+def test_a_favourite_who_comes_late_and_then_takes_another(recorder: Recorder) -> None:
+    ana, bruno, carla = city(recorder)
+    ana.orders(routing_type="priority_broadcast", preferred_mechanic_id="bruno")
+    ana.sees("r1", "pending", 2, stage="priority")
+    recorder.later(5)
+    ana.sees("r1", "pending", 2, stage="priority")
+    bruno.is_offered_alone("r1")
+    recorder.later(1)
+    carla.is_offered("r1")
+
+    assert told(recorder) == [
+        "B1: Ana pays for video15, wants the favourite Bruno",
+        "B1: Bruno is not there: the request waits for Bruno",
+        "B1: offered to Bruno alone for 3 s",
+        "B1: Bruno is not free any more → everyone (Carla)",
+    ]
+
+
 def test_a_deaf_favourite_is_asked_again_and_given_up(recorder: Recorder) -> None:
     ana, bruno, carla = city(recorder)
     ana.orders(routing_type="priority_broadcast", preferred_mechanic_id="bruno")
