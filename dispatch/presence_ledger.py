@@ -104,7 +104,7 @@ class Ledger:
                 self._writes[key] = Write(write.connection, write.silent, again=True)
             self._in_doubt.add(key)
         changes: list[Change] = list(islice(self._writes.values(), limit))
-        if removals and len(changes) == len(self._writes):
+        if removals:
             due = takewhile(lambda r: self._due_at(r) <= now, self._leaving.values())
             changes += islice(due, limit - len(changes))
         return changes
