@@ -411,6 +411,7 @@ CREATE TABLE payments (
     CHECK (status <> 'fulfilled' OR session_id IS NOT NULL)
 );
 CREATE INDEX payments_intake_idx ON payments (intake_id);
+CREATE INDEX payments_payment_intent_idx ON payments (payment_intent);
 
 CREATE TABLE stripe_events (
     id          text PRIMARY KEY,

@@ -36,7 +36,7 @@ async def open_pool(database_url: str, size: int = POOL_SIZE) -> Pool:
     async with unavailable_when_lost():
         return await asyncpg.create_pool(
             database_url,
-            min_size=1,
+            min_size=0,  # with a floor asyncpg logs a traceback a try while Postgres is away
             max_size=size,
             command_timeout=COMMAND_SECONDS,
             timeout=5.0,
