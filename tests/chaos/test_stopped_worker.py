@@ -40,7 +40,7 @@ async def test_a_worker_that_stood_still_changes_nothing_stale(city: City, stopp
     await favourite.connect_to(living_id)
     await bystander.connect_to(living_id)
     await asleep.connect_to(still_id)
-    her_other_device = await favourite.connect_to(still_id)
+    her_other_device = await favourite.connect_to(still_id, acknowledges=False)
     await city.is_online(favourite, ann)
     booking = await ann.book(routing_type="priority_broadcast", preferred_mechanic_id=favourite.id)
     first = await her_other_device.card(booking.request_id)
