@@ -100,11 +100,11 @@ async def _live(options: argparse.Namespace) -> None:
         history = History(keeps=False)
         narrator = Narrator(city.workshop_names())
         history.listeners.append(narrator.take)
-        stack.enter_context(_saying_goodbye())
-        await stack.enter_async_context(_telling(narrator, history, in_colour=_colour(options)))
         life = CityLife(Api(http, server.url), city, history, narrator.say, options.seed)
         living = asyncio.create_task(life.run(), name="city")
         stack.push_async_callback(_stop, living)
+        stack.enter_context(_saying_goodbye())
+        await stack.enter_async_context(_telling(narrator, history, in_colour=_colour(options)))
         await asyncio.wait({living, server.ended}, return_when=asyncio.FIRST_COMPLETED)
         if not living.done():
             raise ServerFailed(f"the server ended by itself: see {log}")
