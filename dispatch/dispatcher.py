@@ -117,6 +117,7 @@ class Dispatcher:
         self._publish = publish
         self._refunds_queued = refunds_queued
         self._policy = policy
+        self._firing: set[UUID] = set()
         self.timers = Timers(clock, self._timer_fired)
 
     # --- time
@@ -129,8 +130,17 @@ class Dispatcher:
         """Lets whatever is due of this booking happen: the opening, a deadline, a lost favourite.
 
         Safe at any time, twice, and on every node: what is not due by the database's clock changes
-        nothing.
+        nothing. Who calls for what is being fired here already finds it done by that.
         """
+        if request_id in self._firing:
+            return
+        self._firing.add(request_id)
+        try:
+            await self._fire(request_id)
+        finally:
+            self._firing.discard(request_id)
+
+    async def _fire(self, request_id: UUID) -> None:
         entry = self._board.get(request_id) or await self._store.entry(request_id)
         for _ in range(_MAX_STEPS):
             if entry is None:
@@ -138,7 +148,7 @@ class Dispatcher:
             try:
                 entry = await self._change(request_id, await self._due_event(entry.booking))
             except Rejected:
-                self._arm(entry.booking, not_before=self._clock.now() + _NOT_EARLY)
+                await self._look_again(request_id)
                 return
             except asyncpg.UniqueViolationError:
                 log.info("request %s stays scheduled: its customer is busy", request_id)
@@ -146,6 +156,13 @@ class Dispatcher:
             due_at = lifecycle.due_at(entry.booking, self._policy)
             if due_at is None or due_at > self._clock.now():
                 return
+
+    async def _look_again(self, request_id: UUID) -> None:
+        """Nothing was due: the board is behind, or our clock a trifle ahead of the database's."""
+        entry = await self._store.entry(request_id)
+        if entry is not None:
+            self._fanout.apply(entry)
+            self._arm(entry.booking, not_before=self._clock.now() + _NOT_EARLY)
 
     async def _due_event(self, booking: Booking) -> Event:
         """What may be due of this booking, with what the core needs to know of people."""

@@ -26,6 +26,10 @@ _decode_entry: Final = msgspec.json.Decoder(Entry).decode
 _encode: Final = msgspec.json.Encoder().encode
 
 
+# The sweep is for what another node left due; sooner it would only race the timers.
+LEFT_TO_TIMERS: Final = timedelta(seconds=0.5)
+
+
 class Verdict(Struct, frozen=True):
     """What the judge said. `entry` comes with a fresh win only."""
 
@@ -142,8 +146,8 @@ class Store:
         return await self._rows("nodes")
 
     async def overdue(self, limit: int, capacity: int) -> list[UUID]:
-        """Requests of which a deadline has passed, or whose favourite cannot take them any more."""
-        due = await self._rows("overdue", limit)
+        """Requests of which a deadline was missed, or whose favourite cannot take them any more."""
+        due = await self._rows("overdue", limit, LEFT_TO_TIMERS)
         lost = await self._rows("lost_favourites", capacity)
         return [row[0] for row in due + lost]
 

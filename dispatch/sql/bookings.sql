@@ -66,9 +66,9 @@ SELECT e.entry FROM organization_members o
 SELECT node_id, clients FROM nodes WHERE lease_until > dispatch_now() ORDER BY started_at
 
 -- name: overdue
--- Requests of which a deadline has passed, the most overdue first; what another node is working
--- on is left to it.
-SELECT id FROM session_requests WHERE due_at <= dispatch_now()
+-- Requests of which a deadline passed a while ago, the most overdue first. What has only just passed
+-- is left to the timer of the node that armed it, and what another node works on is left to it.
+SELECT id FROM session_requests WHERE due_at <= dispatch_now() - $2::interval
  ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
 
 -- name: lost_favourites
