@@ -373,13 +373,18 @@ class Dispatcher:
             if decision.rejection is not None:
                 raise Rejected(decision.rejection)
             if decision.booking is before:
-                return locked.entry
+                return self._newest(locked.entry)
             after = await self._commit(locked, decision)
         self._announce(after)
         if Warn() in decision.effects:
             self._fanout.warn(after)
             self._publish(SessionWarned(request_id))
-        return after
+        return self._newest(after)
+
+    def _newest(self, entry: Entry) -> Entry:
+        """The board may have heard of a later change while our commit's reply was on its way."""
+        known = self._board.get(entry.booking.request_id)
+        return entry if known is None or known.booking.version < entry.booking.version else known
 
     async def _commit(self, locked: Locked, decision: Decision) -> Entry:
         booking = decision.booking
