@@ -6,7 +6,7 @@ overwrites a higher one. Pure bookkeeping: no I/O, imports the core's types and 
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, TypeVar
 from uuid import UUID
 
@@ -67,9 +67,9 @@ class Board:
         """The booking as this board knows it, live or ended lately."""
         return self._live.get(request_id) or self._ends.get(request_id)
 
-    def is_over(self, request_id: UUID) -> bool:
-        """Whether the booking ended, as far as this board remembers."""
-        return request_id in self._ends
+    def ended(self, request_ids: Iterable[UUID]) -> list[Entry]:
+        """Those of these bookings that ended, as far as this board remembers."""
+        return [self._ends[each] for each in request_ids if each in self._ends]
 
     def open_entries(self) -> list[Entry]:
         """Every booking that mechanics may take now."""

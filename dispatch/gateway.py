@@ -197,15 +197,13 @@ class Gateway:
             return
         self._hub.add(connection)
         now = self.now()
-        live = self._board.of_customer(connection.user_id)
-        ended = [
+        latest = {entry.booking.request_id for entry in arrivals.entries}
+        entries = self._board.of_customer(connection.user_id)
+        entries += [
             entry
-            for entry in arrivals.entries
+            for entry in self._board.ended(latest)
             if entry.booking.customer_id == connection.user_id
-            and entry not in live
-            and self._board.is_over(entry.booking.request_id)
         ]
-        entries = live + ended
         snapshot = CustomerSnapshot(
             requests=[self._fanout.request_state(entry) for entry in entries],
             sessions=[frames.session_state(entry, Role.CUSTOMER, now) for entry in entries],

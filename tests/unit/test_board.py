@@ -86,7 +86,9 @@ def test_an_accepted_booking_makes_its_mechanic_busy_until_it_ends() -> None:
     board.put(ended(taken, RequestStatus.COMPLETED))
     assert board.live_sessions(mechanic_id) == 0
     assert len(board) == 0
-    assert board.is_over(first.booking.request_id)
+    assert [each.booking.status for each in board.ended([first.booking.request_id])] == [
+        RequestStatus.COMPLETED
+    ]
 
 
 def test_a_late_hint_does_not_bring_an_ended_booking_back() -> None:
@@ -155,4 +157,4 @@ def test_what_ended_is_forgotten_beyond_a_bound(monkeypatch: Any) -> None:
     endings = [ended(an_open_one(), RequestStatus.EXPIRED) for _ in range(3)]
     for each in endings:
         board.put(each)
-    assert [board.is_over(each.booking.request_id) for each in endings] == [False, True, True]
+    assert board.ended(each.booking.request_id for each in endings) == endings[1:]
