@@ -10,13 +10,14 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench import pgbench
+from bench import machine, pgbench
 from bench.city import City, city
 from bench.dispatch_server import READY_MARKER, serving, write_tokens
 from bench.load import LoadClient, LoadError, Outcome, load_client
 from dispatch.database import POOL_SIZE
 
 IN_FLIGHT = 64
+OFFER_SECONDS = 60.0
 YARDSTICK_ACCEPTS = 2000  # so many that what its fresh connections plan first weighs little
 
 
@@ -36,7 +37,8 @@ TO_ALL = Shape("each booking offered to all 100 of a workshop", "workshop_only",
 
 @dataclass(frozen=True)
 class Accepts:
-    """Medians over the rounds of one shape."""
+    """Medians over the rounds of one shape; `server_cpu_ms` is what one accept costs the server's
+    process, Postgres aside."""
 
     name: str
     rounds: int
@@ -46,6 +48,7 @@ class Accepts:
     accepts_per_second: float
     pgbench_per_second: float
     over_pgbench: float
+    server_cpu_ms: float
     p50_ms: float
     p99_ms: float
 
@@ -56,21 +59,20 @@ def compare(rounds: int, say: Callable[[str], None]) -> list[Accepts]:
 
 
 def _measure(shape: Shape, rounds: int, say: Callable[[str], None]) -> Accepts:
-    """Each round has mechanics of its own, so that all of them are free."""
-    sockets = shape.mechanics * (rounds + 1)
     with city() as place:
-        mechanics = place.add_mechanics(max(sockets, YARDSTICK_ACCEPTS), shape.mechanics)
+        mechanics = place.add_mechanics(YARDSTICK_ACCEPTS, shape.mechanics)
         _with_pgbench(place, 2)  # to warm up the tables
         before = _with_pgbench(place, rounds)
-        tokens = write_tokens(place, mechanics[:sockets])
+        tokens = write_tokens(place, mechanics[: shape.mechanics])
         with (
-            serving(place, core=None) as (port, _),
-            load_client(port, sockets, tokens, READY_MARKER) as client,
+            serving(place, core=None) as (port, pid),
+            load_client(port, shape.mechanics, tokens, READY_MARKER) as client,
         ):
             client.connect()
-            seen = [_round(place, client, shape, at) for at in range(rounds + 1)][1:]
+            seen = [_round(place, client, shape, pid) for _ in range(rounds + 1)][1:]
         after = _with_pgbench(place, rounds)
-    rate = statistics.median(one.done / one.seconds for one in seen)
+    taken = [one for one, _ in seen]
+    rate = statistics.median(one.done / one.seconds for one in taken)
     yard = statistics.mean([statistics.median(before), statistics.median(after)])
     say(f"{shape.name}: {rate:,.0f} accepts/s, pgbench {yard:,.0f}/s")
     return Accepts(
@@ -82,8 +84,9 @@ def _measure(shape: Shape, rounds: int, say: Callable[[str], None]) -> Accepts:
         accepts_per_second=rate,
         pgbench_per_second=yard,
         over_pgbench=rate / yard,
-        p50_ms=statistics.median(one.p50_ns for one in seen) / 1e6,
-        p99_ms=statistics.median(one.p99_ns for one in seen) / 1e6,
+        server_cpu_ms=statistics.median(cpu_ns / one.done for one, cpu_ns in seen) / 1e6,
+        p50_ms=statistics.median(one.p50_ns for one in taken) / 1e6,
+        p99_ms=statistics.median(one.p99_ns for one in taken) / 1e6,
     )
 
 
@@ -97,12 +100,15 @@ def _with_pgbench(place: City, rounds: int) -> list[float]:
     return rates
 
 
-def _round(place: City, client: LoadClient, shape: Shape, number: int) -> Outcome:
-    """Opens the bookings, waits until every offer has arrived, and accepts them all."""
-    first = number * shape.mechanics
-    client.expect(shape.mechanics, '"type":"offer"', each=shape.asked)
-    place.open_bookings(first, shape.mechanics, shape.routing)
-    client.counted()
+def _round(place: City, client: LoadClient, shape: Shape, pid: int) -> tuple[Outcome, int]:
+    """Opens the bookings, waits until every offer has arrived, accepts them all, and frees
+    everybody for the next round, as another node would have done.
+
+    Returns what the client saw of the accepts, and the CPU time in ns that process `pid` used.
+    """
+    client.expect(shape.mechanics, '"type":"offer"', each=shape.asked, seconds=OFFER_SECONDS)
+    place.open_bookings(0, shape.mechanics, shape.routing)
+    client.counted(OFFER_SECONDS)
     path = place.folder / "script"
     with path.open("w") as script:
         for row in place.fetch("SELECT n, offer_id, accept_id FROM bench.accepts ORDER BY n"):
@@ -111,8 +117,11 @@ def _round(place: City, client: LoadClient, shape: Shape, number: int) -> Outcom
                 "offer_id": str(row["offer_id"]),
                 "accept_id": str(row["accept_id"]),
             }
-            script.write(f"{first + row['n']} {json.dumps(frame, separators=(',', ':'))}\n")
+            script.write(f"{row['n']} {json.dumps(frame, separators=(',', ':'))}\n")
+    before_ns = machine.cpu_ns(pid)
     taken = client.script(path, IN_FLIGHT, '"type":"offer.won"')
+    cpu_ns = machine.cpu_ns(pid) - before_ns
+    place.fetch("SELECT bench.complete_all()")
     if taken.lost:
         raise LoadError(f"{taken.lost} of {taken.done} accepts were not won")
-    return taken
+    return taken, cpu_ns

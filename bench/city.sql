@@ -74,7 +74,7 @@ BEGIN
     END LOOP;
 END $$;
 
--- Frees every mechanic: what is accepted is completed.
+-- Frees every mechanic: what is accepted is completed. What runs meanwhile finds it by reconciling.
 CREATE FUNCTION bench.complete_all() RETURNS void LANGUAGE sql AS $$
     UPDATE session_requests SET status = 'completed', version = version + 1, due_at = NULL
      WHERE status = 'accepted';

@@ -87,13 +87,22 @@ def echo_table(rows: Sequence[Echo]) -> str:
 def accept_table(rows: Sequence[Accepts]) -> str:
     """One table for the accepts."""
     return _table(
-        ["accepts, all winners", "accepts/s", "pgbench/s", "÷ pgbench", "p50 ms", "p99 ms"],
+        [
+            "accepts, all winners",
+            "accepts/s",
+            "pgbench/s",
+            "÷ pgbench",
+            "server CPU ms",
+            "p50 ms",
+            "p99 ms",
+        ],
         [
             [
                 row.name,
                 f"{row.accepts_per_second:,.0f}",
                 f"{row.pgbench_per_second:,.0f}",
                 f"{row.over_pgbench:.2f}",
+                f"{row.server_cpu_ms:.2f}",
                 f"{row.p50_ms:.1f}",
                 f"{row.p99_ms:.1f}",
             ]
