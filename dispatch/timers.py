@@ -124,11 +124,14 @@ class Timers:
         for _ in range(FIRED_AT_ONCE):
             if not self._heap or self._heap[0][0] > now:
                 break
-            timer = heapq.heappop(self._heap)
-            if self._armed.get(timer[1]) is timer:
-                del self._armed[timer[1]]
-                loop.call_soon(self._fire, timer[1])
+            loop.call_soon(self._fire_one, heapq.heappop(self._heap))
         self._sleep()
+
+    def _fire_one(self, timer: tuple[float, UUID]) -> None:
+        # Unless one that was due in the same moment has disarmed it or armed it anew.
+        if self._armed.get(timer[1]) is timer:
+            del self._armed[timer[1]]
+            self._fire(timer[1])
 
 
 class Sweep:

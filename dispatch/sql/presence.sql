@@ -11,8 +11,10 @@ WITH renewed AS (
        SET incarnation = excluded.incarnation, clients = excluded.clients,
            lag_ms = excluded.lag_ms, lease_until = excluded.lease_until
 ), forgotten AS (
-    DELETE FROM nodes
-     WHERE lease_until < clock_timestamp() - interval '1 hour' AND node_id <> $1
+    DELETE FROM nodes WHERE node_id IN (
+        SELECT node_id FROM nodes
+         WHERE lease_until < clock_timestamp() - interval '1 hour' AND node_id <> $1
+           FOR UPDATE SKIP LOCKED)
 )
 SELECT node_id FROM nodes WHERE lease_until > clock_timestamp() AND node_id <> $1
 UNION ALL

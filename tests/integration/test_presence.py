@@ -282,6 +282,25 @@ async def test_a_node_has_a_lease_in_postgres_that_says_how_it_is(start: Start, 
     assert found["lag_ms"] >= 0
 
 
+async def test_nodes_that_have_been_gone_for_an_hour_are_forgotten(
+    start: Start, pool: Pool
+) -> None:
+    node = await start().settled()
+    gone, missed = uuid4(), uuid4()
+    for node_id, hours in ((gone, 2), (missed, 0.5)):
+        await pool.execute(
+            "INSERT INTO nodes (node_id, incarnation, pid, host, lease_until)"
+            " VALUES ($1, 1, 1, 'elsewhere', clock_timestamp() - $2::interval)",
+            node_id,
+            timedelta(hours=hours),
+        )
+
+    async def left() -> set[UUID]:
+        return {row["node_id"] for row in await pool.fetch("SELECT node_id FROM nodes")}
+
+    await eventually(lambda: equals(left(), {node.node_id, missed}))
+
+
 async def test_a_node_that_is_cut_off_from_redis_makes_its_people_unknown_and_not_offline(
     start: Start, pool: Pool
 ) -> None:

@@ -148,5 +148,6 @@ def test_the_view_tells_the_living_from_the_expired(cluster: Cluster) -> None:
     view = cluster.life.read_view([cluster.ask(command) for command in cluster.life.view()])
 
     assert view is not None
-    assert (view.live, view.expired) == ({LEASE}, {other})
+    assert view.live == {LEASE}
+    assert view.expired == {other}
     assert view.published == {node_of(LEASE)}

@@ -185,6 +185,31 @@ async def test_a_failing_timer_does_not_keep_the_others_from_firing() -> None:
     assert [str(context["exception"]) for context in reported] == ["a bug"]
 
 
+async def test_a_timer_that_fires_may_disarm_one_that_is_due_in_the_same_moment() -> None:
+    watch = Watch()
+    fired: list[UUID] = []
+    first, second, third = uuid4(), uuid4(), uuid4()
+
+    def fire(key: UUID) -> None:
+        fired.append(key)
+        if key == first:
+            timers.disarm(second)
+            timers.arm(third, at(60))
+
+    timers = Timers(clock_of(watch), fire)
+    timers.arm(first, at(1))
+    timers.arm(second, at(2))
+    timers.arm(third, at(3))
+    watch.seconds = 10
+    await eventually(lambda: fired)
+    await turns(5)
+    assert fired == [first]
+    assert len(timers) == 1
+
+    watch.seconds = 60
+    await eventually(lambda: fired == [first, third])
+
+
 async def test_many_that_are_due_at_once_leave_the_loop_its_turns() -> None:
     watch = Watch()
     fired = Fired(clock_of(watch))
