@@ -458,7 +458,7 @@ class PresenceRegistry:
                 self._lose("postgres", error)
             due_at = time.monotonic() + self._beat_seconds
             if not await _within(self._beat_seconds, self._lease_asked):
-                lag_ms = (time.monotonic() - due_at) * 1000
+                lag_ms = max(0.0, time.monotonic() - due_at) * 1000
 
     async def _keep_mirror(self) -> None:
         while True:
