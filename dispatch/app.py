@@ -1,6 +1,7 @@
 """The composition root: a node, its HTTP application and its sockets behind one listening socket.
 
-One job: run one node until SIGTERM. uvicorn serves HTTP and hands websockets to our protocol class.
+One job: run one node until SIGTERM. uvicorn serves HTTP, within the limits of our subclass of its
+protocol, and hands websockets to our protocol class.
 On SIGTERM readiness turns red, the sockets are drained, answers under way are finished, the timers
 are left to Postgres.
 """
@@ -20,6 +21,7 @@ import uvloop
 
 from dispatch import http, logs
 from dispatch.config import Config
+from dispatch.http_protocol import HttpConnection
 from dispatch.node import Node
 from dispatch.websocket import Connection
 
@@ -87,7 +89,7 @@ def _uvicorn_config(node: Node) -> uvicorn.Config:
     return uvicorn.Config(
         http.create_app(node, lifespan),
         loop="none",
-        http="httptools",
+        http=HttpConnection,
         ws=Connection,
         lifespan="on",
         log_config=None,

@@ -13,7 +13,9 @@ never one of these.
     ├── Forbidden          403 forbidden
     ├── NotFound           404 not_found
     ├── Conflict           409 the code passed in, with fields beside `error`
+    ├── TooSlow            408 too_slow
     ├── TooLarge           413 too_large
+    │   └── HeadTooLarge   431 too_large
     ├── RateLimited        429 rate_limited
     └── NotConfigured      501 not_configured      the feature is switched off here
 """
@@ -100,11 +102,24 @@ class Conflict(DispatchError):
         self.fields: dict[str, object] = dict(fields or {})
 
 
+class TooSlow(DispatchError):
+    """A request that did not come whole in its time."""
+
+    status = 408
+    code = "too_slow"
+
+
 class TooLarge(DispatchError):
     """More bytes than we read."""
 
     status = 413
     code = "too_large"
+
+
+class HeadTooLarge(TooLarge):
+    """More of a request's head than we read, or too many headers."""
+
+    status = 431
 
 
 class RateLimited(DispatchError):

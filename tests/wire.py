@@ -1,8 +1,8 @@
 """A websocket server in this process, and a client that can say what no library would.
 
-The server is uvicorn itself with our protocol class; behind it stands a `StandIn` for the gateway,
-which records what reaches it and answers `ok`. The clients are `websockets`' own (`dial`) and
-`RawClient`, which writes bytes.
+The server is uvicorn itself with our protocol classes; behind it stands a `StandIn` for the
+gateway, which records what reaches it and answers `ok`. The clients are `websockets`' own
+(`dial`) and `RawClient`, which writes bytes.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -21,12 +21,14 @@ from uuid import UUID, uuid4
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.routing import Route
 from uvicorn.server import ServerState
 from websockets.asyncio.client import ClientConnection, connect
 
 from dispatch.auth import Identity
 from dispatch.core.types import Role
 from dispatch.errors import NotAuthenticated
+from dispatch.http_protocol import HttpConnection
 from dispatch.protocol import SUBPROTOCOL, AnyClientFrame, Ok
 from dispatch.websocket import Connection, Limits
 from tests.support import WAIT_SECONDS, eventually
@@ -159,7 +161,10 @@ def limited(**limits: Any) -> type[Connection]:
 
 @contextlib.asynccontextmanager
 async def serving(
-    gateway: StandIn, connection: type[asyncio.Protocol] = Connection
+    gateway: StandIn,
+    connection: type[asyncio.Protocol] = Connection,
+    http: type[asyncio.Protocol] = HttpConnection,
+    routes: Sequence[Route] = (),
 ) -> AsyncIterator[Served]:
     """uvicorn on a free port until the end of the block, when everybody is disconnected."""
     listener = socket.create_server(("127.0.0.1", 0))
@@ -168,9 +173,11 @@ async def serving(
     async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
         yield {"gateway": gateway}
 
-    app = Starlette(lifespan=lifespan)
+    app = Starlette(lifespan=lifespan, routes=routes)
     server = uvicorn.Server(
-        uvicorn.Config(app, ws=connection, lifespan="on", log_config=None, access_log=False)
+        uvicorn.Config(
+            app, http=http, ws=connection, lifespan="on", log_config=None, access_log=False
+        )
     )
     running = asyncio.create_task(server.serve(sockets=[listener]), name="uvicorn")
     served = Served(listener.getsockname()[1], gateway, server)
@@ -197,7 +204,7 @@ async def closed(client: ClientConnection) -> tuple[int | None, str | None]:
 
 @dataclass
 class Answer:
-    """The server's answer to a handshake."""
+    """The server's answer to an HTTP request."""
 
     status: int
     headers: dict[str, str]
@@ -208,7 +215,7 @@ class Answer:
 
 
 class RawClient:
-    """A websocket client that checks nothing and hides nothing."""
+    """A client, of HTTP and then of a websocket, that checks nothing and hides nothing."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -232,9 +239,10 @@ class RawClient:
         lines += [f"{name}: {value}" for name, value in necessary if name.lower() not in given]
         lines += [f"{name}: {value}" for name, value in pairs]
         self.writer.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
-        return await self._read_answer()
+        return await self.read_answer()
 
-    async def _read_answer(self) -> Answer:
+    async def read_answer(self) -> Answer:
+        """The next HTTP answer, whose length is in its head."""
         head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), WAIT_SECONDS)
         status, *lines = head.decode("latin-1").split("\r\n")[:-2]
         fields = dict(line.split(": ", 1) for line in lines)

@@ -1,7 +1,8 @@
-"""How uvicorn hands a websocket over: undocumented, so it is pinned and told here, step by step.
+"""What uvicorn does and nobody documents, so it is pinned and told here, step by step.
 
-A failure of this file means: read the upgrade and shutdown code of the new uvicorn, and change
-`dispatch.wire.Socket` with it.
+How it hands a websocket over, and which steps of a request our subclass of its HTTP protocol stands
+in. A failure of this file means: read the HTTP protocol, the upgrade and the shutdown code of the
+new uvicorn, and change `dispatch.wire.Socket` and `dispatch.http_protocol` with it.
 """
 
 import asyncio
@@ -12,8 +13,12 @@ from typing import Any, cast
 import pytest
 import uvicorn
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from dispatch.http_protocol import HttpConnection
 from dispatch.websocket import Connection
 from dispatch.wire import ServerState
 from tests.support import eventually
@@ -98,7 +103,7 @@ async def test_a_websocket_request_is_handed_over_step_by_step() -> None:
         assert made_with[1]["server_state"] is served.server_state
         assert made_with[1]["app_state"] is served.server.lifespan.state
         assert made_with[1]["app_state"]["gateway"] is gateway
-        http = HttpToolsProtocol.__name__
+        http = HttpConnection.__name__
         # The request comes rebuilt: the target as it was, the names of headers in lower case.
         request = (
             b"GET /ws?a=b%20c HTTP/1.1\r\nhost: app.example\r\nupgrade: WebSocket\r\n"
@@ -175,3 +180,161 @@ async def test_at_its_end_uvicorn_calls_shutdown_and_waits_for_connections_and_t
 
         go_on.set()
         await eventually(lifespan.shutdown_event.is_set)
+
+
+# --- what dispatch.http_protocol stands in --------------------------------------------------------
+
+
+STEPS = frozenset(
+    {
+        "_start_asgi_task",
+        "connection_lost",
+        "connection_made",
+        "data_received",
+        "handle_websocket_upgrade",
+        "on_body",
+        "on_header",
+        "on_headers_complete",
+        "on_message_begin",
+        "on_message_complete",
+        "on_response_complete",
+        "send_400_response",
+    }
+)
+REQUEST = b"POST /late HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n"
+
+
+class Watched(HttpToolsProtocol):
+    """uvicorn's HTTP protocol, writing down which of the steps that we override were taken."""
+
+    seen: list[str]
+    made: list["Watched"]
+    fails_in = ""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.made.append(self)
+        self.given = given
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if name not in STEPS:
+            return value
+
+        def step(*arguments: Any) -> Any:
+            self.seen.append(name)
+            if name == self.fails_in:
+                raise ValueError("a limit of ours")
+            return value(*arguments)
+
+        return step
+
+
+class Late:
+    """An endpoint that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+
+    def routes(self) -> list[Route]:
+        return [Route("/late", self.answer, methods=["POST"])]
+
+    async def answer(self, request: Request) -> Response:
+        await self.go_on.wait()
+        return Response(status_code=204, headers={"content-length": "0"})
+
+
+def watched(fails_in: str = "") -> type[Watched]:
+    return type("Watching", (Watched,), {"seen": [], "made": [], "fails_in": fails_in})
+
+
+def test_every_step_that_we_override_is_one_of_uvicorns() -> None:
+    ours, theirs = vars(HttpConnection).keys(), vars(HttpToolsProtocol).keys()
+
+    assert {name for name in ours & theirs if not name.startswith("__")} == STEPS
+
+
+async def test_a_request_takes_these_steps() -> None:
+    http, late = watched(), Late()
+    late.go_on.set()
+    async with serving(StandIn(), http=http, routes=late.routes()) as served:
+        client = await served.raw()
+        client.write(REQUEST + b"a")
+        await eventually(lambda: "on_body" in http.seen)
+        (protocol,) = http.made
+        begun = protocol.cycle
+        assert (await client.read_answer()).status == 204
+        client.write(b"b")
+        await eventually(lambda: "on_message_complete" in http.seen)
+        client.writer.close()
+        await eventually(lambda: "connection_lost" in http.seen)
+
+    assert protocol.given.keys() == {"config", "server_state", "app_state", "_loop"}
+    assert protocol.given["app_state"] is served.server.lifespan.state
+    assert [step for step in http.seen if step != "on_response_complete"] == [
+        "connection_made",
+        "data_received",
+        "on_message_begin",
+        "on_header",
+        "on_header",
+        "on_headers_complete",
+        "_start_asgi_task",
+        "on_body",
+        "data_received",
+        "on_body",  # also when the answer was given without it
+        "on_message_complete",
+        "connection_lost",
+    ]
+    assert http.seen.count("on_response_complete") == 1
+    assert protocol.cycle is begun
+    assert begun.response_started
+    assert begun.response_complete
+
+
+async def test_a_request_that_waits_behind_another_takes_its_turn_when_that_is_answered() -> None:
+    http, late = watched(), Late()
+    async with serving(StandIn(), http=http, routes=late.routes()) as served:
+        client = await served.raw()
+        client.write(REQUEST + b"ab" + REQUEST + b"cd")
+        await eventually(lambda: http.seen.count("on_message_complete") == 2)
+        (protocol,) = http.made
+        assert len(protocol.pipeline) == 1
+        assert protocol.flow.read_paused
+        assert http.seen.count("_start_asgi_task") == 1
+
+        late.go_on.set()
+        assert [(await client.read_answer()).status for _ in range(2)] == [204, 204]
+        assert http.seen.count("_start_asgi_task") == 2
+        assert not protocol.flow.read_paused
+
+
+@pytest.mark.parametrize("step", ["on_message_begin", "on_header"])
+async def test_what_a_step_raises_ends_the_parser_and_is_answered_400(step: str) -> None:
+    http = watched(fails_in=step)
+    async with serving(StandIn(), http=http) as served:
+        client = await served.raw()
+        client.write(REQUEST)
+
+        assert (await client.read_answer()).status == 400
+        await client.read_end()
+
+    assert http.seen.count(step) == 1
+    assert "send_400_response" in http.seen
+    assert "_start_asgi_task" not in http.seen
+
+
+async def test_what_is_answered_to_somebody_who_is_disconnected_is_not_written() -> None:
+    http, late = watched(), Late()
+    async with serving(StandIn(), http=http, routes=late.routes()) as served:
+        client = await served.raw()
+        client.write(REQUEST)
+        await eventually(lambda: "_start_asgi_task" in http.seen)
+        (protocol,) = http.made
+
+        protocol.cycle.disconnected = True
+        protocol.cycle.message_event.set()
+        late.go_on.set()
+        await eventually(lambda: not served.server_state.tasks)
+
+        assert not protocol.cycle.response_started
+        assert protocol.transport.get_write_buffer_size() == 0
