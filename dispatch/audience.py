@@ -1,17 +1,21 @@
 """How many mechanics a booking has reached, and how many are there to be reached.
 
 One job: add up what the nodes say of themselves, so that a customer reads "4 notified, 7 online".
-Counts inform, they decide nothing. No I/O; imports `core` and `hints`. Time is passed in
+Counts inform, they decide nothing. No I/O; imports `core`, `board` and `hints`. Time is passed in
 (monotonic seconds).
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Final
 from uuid import UUID
 
+from dispatch.board import bounded_put
 from dispatch.core.types import Booking, Routing
 from dispatch.hints import Reach, Roster
 
+REMEMBERED: Final = 20_000  # bookings whose counts are kept
+NAMED: Final = 100  # beyond so many a node tells how many it asked, and no longer whom
 ROSTER_SECONDS: Final = 15.0  # a roster that is not repeated within this is forgotten
 
 
@@ -20,30 +24,42 @@ class Audience:
 
     def __init__(self, node_id: UUID) -> None:
         self._node_id = node_id
-        self._asked: dict[UUID, dict[UUID, tuple[int, int]]] = {}
+        self._asked_here: dict[UUID, tuple[int, set[UUID]]] = {}
+        self._reaches: dict[UUID, dict[UUID, Reach]] = {}
         self._rosters: dict[UUID, tuple[float, Roster]] = {}
 
-    def asked_here(self, booking: Booking, more: int) -> Reach:
-        """Counts mechanics whom this node just asked in the present round; what to tell others."""
-        generation, count = self._asked.get(booking.request_id, {}).get(self._node_id, (0, 0))
+    def asked_here(self, booking: Booking, mechanic_ids: Iterable[UUID]) -> Reach | None:
+        """This node asked these mechanics in the present round; what to tell others, if new.
+
+        A mechanic counts once, however often she reconnects. One who is on several nodes counts
+        once too while each of them has asked few; beyond that once a node.
+        """
+        generation, asked = self._asked_here.get(booking.request_id, (0, set()))
         if generation != booking.generation:
-            count = 0
-        reach = Reach(self._node_id, booking.request_id, booking.generation, count + more)
+            asked = set()
+        before = len(asked)
+        asked.update(mechanic_ids)
+        if len(asked) == before:
+            return None
+        bounded_put(self._asked_here, booking.request_id, (booking.generation, asked), REMEMBERED)
+        named = tuple(asked) if len(asked) <= NAMED else ()
+        reach = Reach(self._node_id, booking.request_id, booking.generation, len(asked), named)
         self.hear_reach(reach)
         return reach
 
     def hear_reach(self, reach: Reach) -> None:
         """Takes one node's count for one round."""
-        nodes = self._asked.setdefault(reach.request_id, {})
-        nodes[reach.node_id] = (reach.generation, reach.asked)
+        nodes = self._reaches.get(reach.request_id, {})
+        nodes[reach.node_id] = reach
+        bounded_put(self._reaches, reach.request_id, nodes, REMEMBERED)
 
     def hear_roster(self, roster: Roster, now: float) -> None:
         """Takes one node's roster."""
         self._rosters[roster.node_id] = (now, roster)
 
-    def forget(self, request_id: UUID) -> None:
-        """The booking is over."""
-        self._asked.pop(request_id, None)
+    def ended(self, request_id: UUID) -> None:
+        """The booking is over: who was asked matters no more, how many is still shown."""
+        self._asked_here.pop(request_id, None)
 
     def forget_silent_nodes(self, now: float) -> bool:
         """Drops rosters of nodes that have said nothing for a while; whether there were any."""
@@ -54,10 +70,14 @@ class Audience:
 
     def notified(self, booking: Booking) -> int:
         """Mechanics asked in the booking's present round, on all nodes."""
-        nodes = self._asked.get(booking.request_id, {})
-        return sum(
-            count for generation, count in nodes.values() if generation == booking.generation
-        )
+        reaches = [
+            reach
+            for reach in self._reaches.get(booking.request_id, {}).values()
+            if reach.generation == booking.generation
+        ]
+        if all(len(reach.mechanic_ids) == reach.asked for reach in reaches):
+            return len(set().union(*(reach.mechanic_ids for reach in reaches)))
+        return sum(reach.asked for reach in reaches)
 
     def online(self, booking: Booking) -> int:
         """Ready mechanics online anywhere who could serve the booking in its widest stage."""

@@ -60,7 +60,7 @@ class Board:
         if booking.status in LIVE:
             self._link(entry)
         else:
-            _bounded_put(self._ends, booking.request_id, entry, REMEMBERED_ENDS)
+            bounded_put(self._ends, booking.request_id, entry, REMEMBERED_ENDS)
         return Change(before, entry)
 
     def get(self, request_id: UUID) -> Entry | None:
@@ -140,7 +140,7 @@ class Board:
             self._end_round(after.offer_id, EndedRound(offered, after.mechanic_id))
 
     def _end_round(self, offer_id: UUID, ended: EndedRound) -> None:
-        _bounded_put(self._ended_rounds, offer_id, ended, REMEMBERED_ROUNDS)
+        bounded_put(self._ended_rounds, offer_id, ended, REMEMBERED_ROUNDS)
 
 
 def _discard(index: defaultdict[UUID, set[UUID]], key: UUID, value: UUID) -> None:
@@ -152,7 +152,7 @@ def _discard(index: defaultdict[UUID, set[UUID]], key: UUID, value: UUID) -> Non
         del index[key]
 
 
-def _bounded_put(mapping: dict[UUID, V], key: UUID, value: V, bound: int) -> None:
+def bounded_put(mapping: dict[UUID, V], key: UUID, value: V, bound: int) -> None:
     """Puts a value and forgets the oldest keys beyond the bound."""
     mapping.pop(key, None)
     mapping[key] = value

@@ -20,14 +20,19 @@ Pool = asyncpg.Pool
 POOL_SIZE: Final = 8  # 100 callers racing for one row: 4 times faster than with 90 connections
 COMMAND_SECONDS: Final = 10.0
 
+# Lost, refused, going down, or held up by somebody who was stopped in the middle of his work.
 AWAY: Final = (
     OSError,
     TimeoutError,
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # how asyncpg says that a connection closed while it was used
     asyncpg.exceptions.OperatorInterventionError,
     asyncpg.exceptions.InsufficientResourcesError,
     asyncpg.exceptions.CannotConnectNowError,
+    asyncpg.exceptions.IdleInTransactionSessionTimeoutError,
+    asyncpg.exceptions.LockNotAvailableError,
+    asyncpg.exceptions.DeadlockDetectedError,
 )
 
 
@@ -44,7 +49,9 @@ async def open_pool(database_url: str, size: int = POOL_SIZE) -> Pool:
                 "timezone": "UTC",
                 "application_name": "dispatch",
                 "statement_timeout": "10s",
-                "idle_in_transaction_session_timeout": "15s",
+                # A node that is stopped while it holds a booking must not keep it from the others.
+                "idle_in_transaction_session_timeout": "2s",
+                "lock_timeout": "4s",
                 "jit": "off",
             },
         )
@@ -58,7 +65,7 @@ async def unavailable_when_lost() -> AsyncIterator[None]:
     except AWAY as error:
         if isinstance(error, ValueError):  # a wrong argument of ours, which asyncpg calls the same
             raise
-        raise Unavailable("the database is away, try again") from error
+        raise Unavailable("the database did not answer, try again") from error
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ nobody computes another's list. No await anywhere: a change is shown as a whole,
 Imports `core`, `board`, `hub`, `audience`, `audit`, `frames`, `hints` and `protocol`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from uuid import UUID
 
@@ -49,6 +49,7 @@ class Fanout:
         self._publish = publish
         self._capacity = capacity
         self._counts_changed: set[UUID] = set()
+        self._told: dict[UUID, tuple[int, int]] = {}  # the counts that customers here read last
 
     # --- a booking changed
 
@@ -113,7 +114,7 @@ class Fanout:
             if (before.stage, before.attempt) == (booking.stage, booking.attempt):
                 return
         now = self._now()
-        asked = 0
+        asked: list[UUID] = []
         prepared: dict[routing.Terms, bytes] = {}
         for mechanic in self._hub.mechanics():
             reason = routing.exclusion(booking, mechanic.candidate, self._capacity)
@@ -125,7 +126,7 @@ class Fanout:
             data = prepared.get(terms)
             if data is None:
                 data = prepared[terms] = prepare(frames.offer(change.after, terms, now))
-            asked += booking.request_id not in mechanic.shown
+            asked.append(mechanic.candidate.mechanic_id)
             mechanic.offer(data, booking.request_id, booking.offer_id)
             self._audit.offered(booking, mechanic.candidate.mechanic_id, terms.score)
         self._count(booking, asked)
@@ -134,14 +135,15 @@ class Fanout:
         entry, booking = change.after, change.after.booking
         now = self._now()
         if self._hub.is_here(booking.customer_id):
-            self._hub.send(booking.customer_id, self.request_state(entry))
+            self._tell_customer(entry)
             self._hub.send(booking.customer_id, frames.session_state(entry, Role.CUSTOMER, now))
         was = None if change.before is None else change.before.booking.mechanic_id
         for mechanic_id in {was, booking.mechanic_id} - {None}:
             assert mechanic_id is not None
             self._hub.send(mechanic_id, frames.session_state(entry, Role.MECHANIC, now))
         if booking.status not in LIVE:
-            self._audience.forget(booking.request_id)
+            self._audience.ended(booking.request_id)
+            self._told.pop(booking.request_id, None)
 
     def _tell_busy(self, change: Change) -> None:
         """Who became busy loses her other cards; who became free sees what is open (R10)."""
@@ -221,11 +223,10 @@ class Fanout:
     def note_shown(self, mechanic: OnlineMechanic, entry: Entry) -> None:
         """A card went out, by itself or in a snapshot: count and record it."""
         booking = entry.booking
-        again = mechanic.shown.get(booking.request_id) == booking.offer_id
         mechanic.shown[booking.request_id] = booking.offer_id
         score = routing.terms(booking, mechanic.candidate).score
         self._audit.offered(booking, mechanic.candidate.mechanic_id, score)
-        self._count(booking, 0 if again else 1)
+        self._count(booking, (mechanic.candidate.mechanic_id,))
 
     def _excludes(self, mechanic: OnlineMechanic, booking: Booking) -> bool:
         return routing.exclusion(booking, mechanic.candidate, self._capacity) is not None
@@ -239,10 +240,14 @@ class Fanout:
 
     def request_state(self, entry: Entry) -> RequestState:
         """The customer's frame, with the counts as they are known here."""
-        booking = entry.booking
-        return frames.request_state(
-            entry, self._audience.notified(booking), self._audience.online(booking), self._now()
-        )
+        return frames.request_state(entry, *self._counts(entry.booking), self._now())
+
+    def _tell_customer(self, entry: Entry) -> None:
+        self._told[entry.booking.request_id] = self._counts(entry.booking)
+        self._hub.send(entry.booking.customer_id, self.request_state(entry))
+
+    def _counts(self, booking: Booking) -> tuple[int, int]:
+        return self._audience.notified(booking), self._audience.online(booking)
 
     def counts_changed(self, request_id: UUID) -> None:
         """The next flush tells the customer the new counts."""
@@ -258,8 +263,11 @@ class Fanout:
         changed, self._counts_changed = self._counts_changed, set()
         for request_id in changed:
             entry = self._board.get(request_id)
-            if entry is not None and entry.booking.status is RequestStatus.PENDING:
-                self._hub.send(entry.booking.customer_id, self.request_state(entry))
+            if entry is None or entry.booking.status is not RequestStatus.PENDING:
+                continue
+            here = self._hub.is_here(entry.booking.customer_id)
+            if here and self._told.get(request_id) != self._counts(entry.booking):
+                self._tell_customer(entry)
 
     def warn(self, session_entry: Entry) -> None:
         """Tells both sides that the end of their session is near."""
@@ -270,7 +278,8 @@ class Fanout:
             if booking.mechanic_id is not None:
                 self._hub.send(booking.mechanic_id, warning)
 
-    def _count(self, booking: Booking, asked: int) -> None:
-        if asked:
-            self._publish(self._audience.asked_here(booking, asked))
+    def _count(self, booking: Booking, mechanic_ids: Iterable[UUID]) -> None:
+        reach = self._audience.asked_here(booking, mechanic_ids)
+        if reach is not None:
+            self._publish(reach)
             self.counts_changed(booking.request_id)

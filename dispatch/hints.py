@@ -68,12 +68,13 @@ class PresenceChanged(Struct, frozen=True, tag="p"):
 
 
 class Reach(Struct, frozen=True, tag="s"):
-    """How many mechanics one node has asked in a round so far."""
+    """How many mechanics one node has asked in a round so far, and who while they are few."""
 
     node_id: UUID
     request_id: UUID
     generation: int
     asked: int
+    mechanic_ids: tuple[UUID, ...] = ()
 
 
 class Roster(Struct, frozen=True, tag="o"):

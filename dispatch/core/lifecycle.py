@@ -456,7 +456,11 @@ def _join(booking: Booking, event: Join, now: datetime, policy: Policy) -> Decis
 
 def _cancel(booking: Booking, event: Cancel | End, now: datetime, policy: Policy) -> Decision:
     return Decision(
-        replace(_closed(booking, RequestStatus.CANCELLED), message=messages.CANCELLED),
+        replace(
+            _closed(booking, RequestStatus.CANCELLED),
+            ended_by=booking.customer_id,
+            message=messages.CANCELLED,
+        ),
         (EndRound("cancelled", "released"), Refund("cancelled"), Log("cancelled")),
     )
 

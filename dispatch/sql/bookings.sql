@@ -63,7 +63,7 @@ SELECT e.entry FROM organization_members o
 
 -- name: nodes
 -- Who is alive.
-SELECT node_id, clients FROM nodes WHERE lease_until > dispatch_now() ORDER BY started_at
+SELECT node_id, clients FROM nodes WHERE lease_until > clock_timestamp() ORDER BY started_at
 
 -- name: overdue
 -- Requests of which a deadline passed a while ago, the most overdue first. What has only just passed
