@@ -167,7 +167,7 @@ def _nodes(arguments: argparse.Namespace) -> int:
         rows = _fetch(
             config,
             """SELECT node_id, pid, clients, lag_ms, lease_until FROM nodes
-               WHERE lease_until > dispatch_now() ORDER BY started_at""",
+               WHERE lease_until > clock_timestamp() ORDER BY started_at""",
         )
     nodes = [
         {
