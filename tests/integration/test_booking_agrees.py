@@ -63,7 +63,7 @@ examples = settings(
     max_examples=150,
     deadline=None,
     # The fixtures hold servers and people; each example leaves them as it found them.
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from msgspec.structs import replace
@@ -74,8 +74,8 @@ seldom = st.integers(0, 7).map(lambda n: n == 7)
 seconds = st.sampled_from([0.0, 0.5, 1.0, 3.0, 5.0, 60.0, 600.0])
 policies = st.builds(
     Policy,
-    priority_window_seconds=seconds,
-    wait_window_seconds=seconds,
+    priority_window_seconds=st.sampled_from([600.0, 5.0, 0.0]),
+    wait_window_seconds=st.sampled_from([1800.0, 5.0, 0.0]),
     head_start_seconds=seconds,
     offer_retry_seconds=st.sampled_from([0.5, 5.0]),
     offer_attempts=st.integers(1, 4),
@@ -148,8 +148,16 @@ def new_bookings(draw: st.DrawFn, policy: Policy) -> Booking:
 class Life(RuleBasedStateMachine):
     """One booking and what its shell would know."""
 
-    @initialize(data=st.data(), policy=policies, opening=openings, progress=st.integers(0, 3))
-    def begin(self, data: st.DataObject, policy: Policy, opening: Open, progress: int) -> None:
+    @initialize(
+        data=st.data(),
+        policy=policies,
+        opening=openings,
+        late=st.sampled_from([0.0, 0.0, 4.0, 7200.0]),
+        progress=st.integers(0, 3),
+    )
+    def begin(
+        self, data: st.DataObject, policy: Policy, opening: Open, late: float, progress: int
+    ) -> None:
         self.policy = policy
         self.booking = data.draw(new_bookings(policy))
         self.now = T0
@@ -161,7 +169,7 @@ class Life(RuleBasedStateMachine):
         self.out: set[UUID] = set()
         # Random events alone seldom come far: some histories begin later in the story.
         if progress > 0:
-            self.now = self.booking.opens_at
+            self.now = self.booking.opens_at + timedelta(seconds=late)
             self.happens(opening)
         if progress > 1:
             self.a_mechanic_accepts(data.draw(whom_all_suits), stale=False)
@@ -403,4 +411,9 @@ class Life(RuleBasedStateMachine):
 
 
 TestLife = Life.TestCase
-TestLife.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
+TestLife.settings = settings(
+    max_examples=300,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],  # says more of the machine than of the code
+)
