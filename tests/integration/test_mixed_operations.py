@@ -32,7 +32,6 @@ from dispatch.database import Connection, Pool
 from dispatch.store import Store
 from tests.integration.rows import (
     POLICY,
-    SQL,
     accept,
     add_customer,
     add_intake,
@@ -126,7 +125,7 @@ async def change_a_booking(
     """Some event; a deadline's after a look at what is due, as the sweep does it."""
     event = await random_event(connection, booking, mechanic_id, chance)
     if isinstance(event, Due):
-        await connection.fetch(SQL["overdue"], 10)
+        await place.store.overdue(10, POLICY.mechanic_capacity)
     async with connection.transaction():
         if isinstance(event, Due):
             await shift_clock(connection, chance.choice([10, 10, 10, 400, 700, 8000]))
