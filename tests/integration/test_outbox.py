@@ -336,7 +336,7 @@ async def test_without_postgres_it_waits_says_so_once_and_goes_on(
         await eventually(lambda: is_done(pool, 2))
 
     assert [r.getMessage() for r in caplog.records if r.name == "dispatch.outbox"] == [
-        "the outbox waits: the database is away, try again",
+        "the outbox waits: the database did not answer, try again",
         "the outbox goes on",
     ]
 
