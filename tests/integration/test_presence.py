@@ -220,7 +220,7 @@ async def test_people_of_a_crashed_node_are_offline_and_told_once(
     await eventually(lambda: len(told(*survivors)) >= len(gone))
 
     assert sorted(told(*survivors)) == sorted((user_id, OFFLINE) for user_id in gone)
-    assert await survivors[1].sees(mechanic) is OFFLINE
+    await eventually(lambda: equals(survivors[1].sees(mechanic), OFFLINE))
     assert await survivors[1].sees(came_back) is ONLINE
     assert await survivors[1].registry.online_mechanics() == 1
     await eventually(lambda: mirror_says(pool, mechanic, False))
