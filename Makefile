@@ -1,6 +1,6 @@
 # make run    a small city that books, races and tells its story, until Ctrl-C
 # make test   every test, against real servers that it starts itself
-# make check  formatting, lint and types
+# make check  formatting, lint, types, and that every branch of the core is tested
 # make load   100 priority bookings end to end, judged, with a report   (ARGS="--bookings 500")
 # make bench  measured comparisons                                      (ARGS="fanout")
 # make setup  what the others need, in .venv; they call it themselves
@@ -16,12 +16,14 @@ run: setup
 	$(PYTHON) -m loadtest.demo $(ARGS)
 
 test: setup
-	$(PYTHON) -m pytest $(ARGS)
+	$(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: setup
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy dispatch tests loadtest bench
+	$(PYTHON) -m pytest tests/unit/test_routing.py tests/unit/test_lifecycle*.py \
+	  --cov=dispatch.core --cov-branch --cov-fail-under=100 --no-cov-on-fail
 
 load: setup
 	$(PYTHON) -m loadtest $(ARGS)
