@@ -16,7 +16,6 @@ from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import msgspec
-from websockets.datastructures import Headers
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
@@ -35,6 +34,13 @@ _ORIGIN: Final = re.compile(
     r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?", re.ASCII | re.IGNORECASE
 )
 _DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
+
+# With every answer in JSON, of HTTP as well.
+JSON_HEADERS: Final = {
+    "content-type": "application/json",
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+}
 
 _NO_HANDSHAKE: Final = "not a websocket handshake"
 
@@ -82,9 +88,11 @@ def check(request: Request, allowed_origins: frozenset[str]) -> None:
             raise Forbidden("this origin may not connect")
 
 
-def bearer_token(headers: Headers) -> str | None:
-    """The token of `Authorization: Bearer …`; None without one, whatever other schemes say."""
-    values = headers.get_all("Authorization")
+def bearer_token(values: Sequence[str]) -> str | None:
+    """The token of `Authorization: Bearer …`; None without one, whatever other schemes say.
+
+    `values` are those of all Authorization headers; more than one is BadRequest.
+    """
     if len(values) > 1:
         raise BadRequest("more than one Authorization header")
     scheme, _, token = (values[0] if values else "").strip().partition(" ")
@@ -110,32 +118,48 @@ def _normal_origins(allowed: frozenset[str]) -> frozenset[str]:
     return frozenset(normal for origin in allowed if (normal := normal_origin(origin)) is not None)
 
 
+def client_address(
+    peer: str | None, forwarded_for: Sequence[str], trusted_proxies: frozenset[str]
+) -> str:
+    """The address of whoever asks; empty if there is none.
+
+    `peer` is the socket's address and `forwarded_for` the values of X-Forwarded-For, which anybody
+    can write: from the right, as far as the hops are trusted proxies, it is believed.
+    """
+    address, _ = _behind_proxies(peer, forwarded_for, trusted_proxies)
+    return "" if address is None else str(address)
+
+
 def limited_address(
     peer: str | None, forwarded_for: Sequence[str], trusted_proxies: frozenset[str]
 ) -> str | None:
     """The address that the connect rate is counted for; None if it is not limited.
 
-    `peer` is the socket's address and `forwarded_for` the values of X-Forwarded-For, which anybody
-    can write: from the right, as far as the hops are trusted proxies, it is believed. A peer on
-    this very machine is not limited, unless it is a proxy that says whom it forwards. IPv6 counts
-    by the /64 that one customer of a provider gets.
+    The arguments are those of `client_address`. A peer on this very machine is not limited, unless
+    it is a proxy that says whom it forwards. IPv6 counts by the /64 that one customer of a provider
+    gets.
     """
-    address = _address(peer or "")
-    if address is None:
-        return None
-    networks = _networks(trusted_proxies)
-    hops = [hop for value in forwarded_for for hop in value.split(",")]
-    forwarded = False
-    while hops and _is_in(address, networks):
-        hop = _address(_without_port(hops.pop().strip()))
-        if hop is None:
-            break
-        address, forwarded = hop, True
-    if address.is_loopback and not forwarded:
+    address, forwarded = _behind_proxies(peer, forwarded_for, trusted_proxies)
+    if address is None or (address.is_loopback and not forwarded):
         return None
     if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((address, 64), strict=False))
     return str(address)
+
+
+def _behind_proxies(
+    peer: str | None, forwarded_for: Sequence[str], trusted_proxies: frozenset[str]
+) -> tuple[Address | None, bool]:
+    """The client's address, and whether a trusted proxy said so."""
+    address, forwarded = _address(peer or ""), False
+    networks = _networks(trusted_proxies)
+    hops = [hop for value in forwarded_for for hop in value.split(",")]
+    while hops and address is not None and _is_in(address, networks):
+        hop = _address(_without_port(hops.pop().strip()))
+        if hop is None:
+            break
+        address, forwarded = hop, True
+    return address, forwarded
 
 
 def _address(text: str) -> Address | None:
@@ -170,11 +194,7 @@ def response(error: DispatchError) -> bytes:
     body = msgspec.json.encode(
         {"ok": False, "error": {"code": error.code, "message": error.message}}
     )
-    head = (
-        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
-        "Content-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n"
-        "Cache-Control: no-store\r\n"
-        "Connection: close\r\n\r\n"
-    )
-    return head.encode("ascii") + body
+    headers = {**JSON_HEADERS, "content-length": str(len(body)), "connection": "close"}
+    head = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}"]
+    head += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*head, "", ""]).encode("ascii") + body

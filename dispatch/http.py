@@ -17,13 +17,23 @@ import msgspec
 from msgspec import Meta, Struct
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from dispatch import explain, frames, mechanics, payments, people, sessions
+from dispatch import (
+    decoding,
+    explain,
+    frames,
+    handshake,
+    mechanics,
+    payments,
+    people,
+    sessions,
+)
 from dispatch.auth import Identity
 from dispatch.core.types import Role
+from dispatch.decoding import Undecodable
 from dispatch.errors import (
     BadRequest,
     Conflict,
@@ -176,9 +186,9 @@ class Api:
         """Who, when, which version, from where (S5)."""
         caller = await self._caller(request, Role.CUSTOMER)
         form = await _body(request, Waiver)
-        address = request.client.host if request.client else ""
+        name, address = people.checked_name(form.name), self._address(request)
         await sessions.sign_waiver(
-            self._node.pool, caller.user_id, form.intake_id, form.name, form.version, address
+            self._node.pool, caller.user_id, form.intake_id, name, form.version, address
         )
         return _ok({"intake_id": form.intake_id})
 
@@ -192,7 +202,7 @@ class Api:
         )
         if "application/json" in request.headers.get("accept", ""):
             return _ok({"url": url})
-        return RedirectResponse(url, status_code=303)
+        return RedirectResponse(url, status_code=303, headers={"cache-control": "no-store"})
 
     async def stripe_webhook(self, request: Request) -> Response:
         """200 after the commit (C2). What was booked is dispatched then."""
@@ -275,15 +285,19 @@ class Api:
     async def metrics(self, request: Request) -> Response:
         """Prometheus's text, for who has the token; without one configured, from loopback."""
         self._may_read_metrics(request)
-        return Response(self._node.metrics.render(), media_type=METRICS_CONTENT_TYPE)
+        headers = handshake.JSON_HEADERS | {"content-type": METRICS_CONTENT_TYPE}
+        return Response(self._node.metrics.render(), headers=headers)
 
     def _may_read_metrics(self, request: Request) -> None:
         wanted = self._node.config.metrics_token
         if wanted:
-            given = _bearer(request)
-            if not _same(given or "", wanted):
+            if not _same(_bearer(request), wanted):
                 raise NotAuthenticated("the metrics token is missing or wrong")
-        elif request.client is None or not _is_loopback(request.client.host):
+        elif (
+            request.client is None
+            or not _is_loopback(request.client.host)
+            or "x-forwarded-for" in request.headers  # a proxy on this machine, for somebody else
+        ):
             raise Forbidden("metrics are for loopback, or set DISPATCH_METRICS_TOKEN")
 
     # --- pages that Stripe sends people back to
@@ -305,12 +319,19 @@ class Api:
     async def _caller(self, request: Request, *roles: Role) -> Identity:
         """Who asks; 401 without a good token, 403 in another role."""
         token = _bearer(request)
-        if token is None:
+        if not token:
             raise NotAuthenticated("a bearer token is required")
         identity = await self._node.authenticator.authenticate(token)
         if roles and identity.role not in roles:
             raise Forbidden(f"not for the role {identity.role.value}")
         return identity
+
+    def _address(self, request: Request) -> str:
+        """From where it is asked, as far as proxies are trusted."""
+        peer = request.client.host if request.client else None
+        forwarded_for = request.headers.getlist("x-forwarded-for")
+        trusted = frozenset(self._node.config.trusted_proxies)
+        return handshake.client_address(peer, forwarded_for, trusted)
 
     def _request_state(self, entry: Entry) -> Response:
         return _ok(_fields(self._node.fanout.request_state(entry)))
@@ -322,7 +343,7 @@ class Api:
 
 def create_app(node: Node, lifespan: Any) -> Starlette:
     """The Starlette application of a node."""
-    return Starlette(
+    app = Starlette(
         routes=Api(node).routes(),
         lifespan=lifespan,
         exception_handlers={
@@ -331,6 +352,8 @@ def create_app(node: Node, lifespan: Any) -> Starlette:
             Exception: _unexpected_error,
         },
     )
+    app.router.redirect_slashes = False  # it would redirect to whatever Host the client named
+    return app
 
 
 # --- parsing --------------------------------------------------------------------------------------
@@ -342,10 +365,13 @@ async def _raw_body(request: Request, limit: int) -> bytes:
     if declared.isdecimal() and int(declared) > limit:
         raise TooLarge(f"at most {limit} bytes")
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise TooLarge(f"at most {limit} bytes")
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise TooLarge(f"at most {limit} bytes")
+    except ClientDisconnect:
+        raise BadRequest("the body did not come whole") from None
     return bytes(body)
 
 
@@ -353,8 +379,8 @@ async def _body(request: Request, kind: type[T]) -> T:
     """The JSON body as a `kind`; `BadRequest` says what does not fit."""
     raw = await _raw_body(request, MAX_BODY_BYTES)
     try:
-        return msgspec.json.decode(raw, type=kind)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        return decoding.decode(raw, msgspec.json.Decoder(kind))
+    except Undecodable as error:
         raise BadRequest(str(error)) from None
 
 
@@ -365,22 +391,22 @@ def _query(request: Request, kind: type[T]) -> T:
     if len(query) != len(pairs):
         raise BadRequest("a parameter is given twice")
     try:
-        return msgspec.convert(query, kind, strict=False)
-    except msgspec.ValidationError as error:
+        return decoding.convert(query, kind)
+    except Undecodable as error:
         raise BadRequest(str(error)) from None
 
 
 def _id(request: Request) -> UUID:
-    """The path's id; what is no id names nothing."""
+    """The path's id, in the spellings that a body may have; what is no id names nothing."""
     try:
-        return UUID(request.path_params["id"])
-    except ValueError:
+        return msgspec.convert(request.path_params["id"], UUID)
+    except msgspec.ValidationError:
         raise NotFound from None
 
 
-def _bearer(request: Request) -> str | None:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" and token.strip() else None
+def _bearer(request: Request) -> str:
+    """The token of the request, empty without one."""
+    return handshake.bearer_token(request.headers.getlist("authorization")) or ""
 
 
 def _is_loopback(host: str) -> bool:
@@ -414,12 +440,7 @@ def _error(status: int, code: str, message: str, **beside: object) -> Response:
 
 
 def _json(value: dict[str, Any], status: int) -> Response:
-    return Response(
-        _encode(value),
-        status_code=status,
-        media_type="application/json",
-        headers={"cache-control": "no-store", "x-content-type-options": "nosniff"},
-    )
+    return Response(_encode(value), status_code=status, headers=handshake.JSON_HEADERS)
 
 
 async def _typed_error(request: Request, error: Exception) -> Response:

@@ -150,7 +150,7 @@ async def create_checkout(
 
 
 async def _intake_from(connection: Connection, customer_id: UUID, query: CheckoutQuery) -> UUID:
-    if query.plan is None:
+    if not query.plan:
         raise BadRequest("plan: required without intake_id")
     given = {name: value for name, value in msgspec.structs.asdict(query).items() if value}
     form = IntakeForm(**given)

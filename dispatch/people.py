@@ -40,6 +40,8 @@ Postgres = Pool | Connection
 _QUERIES: Final = queries.load("people")
 # Not RFC 5322's grammar: enough to catch a slip, and nothing that an index or a log trips over.
 _EMAIL: Final = re.compile(r"[!-?A-~]+@[!-?A-~]+")
+# They would show the text around a name in another order (UAX #9).
+_BIDI_CONTROLS: Final = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 
 # --- logging in and out ---------------------------------------------------------------------------
@@ -126,19 +128,19 @@ async def _create(pool: Postgres, query: str, name: str, email: str, password: s
 
 def checked_email(text: str) -> str:
     """The e-mail as it is stored: trimmed, lower case. Raises BadRequest."""
-    email = text.strip().lower()
+    email = text.strip()
     if len(email) > MAX_EMAIL_CHARS or not _EMAIL.fullmatch(email):
         raise BadRequest(
             "email: must be an address in plain ASCII like name@example.com, "
             f"at most {MAX_EMAIL_CHARS} characters"
         )
-    return email
+    return email.lower()  # only now: some letters beyond ASCII have one of ASCII in lower case
 
 
 def checked_name(text: str) -> str:
     """The name, trimmed. Raises BadRequest."""
     name = text.strip()
-    if not 1 <= len(name) <= MAX_NAME_CHARS or _has_controls(name):
+    if not 1 <= len(name) <= MAX_NAME_CHARS or not _is_readable(name):
         raise BadRequest(f"name: must be 1 to {MAX_NAME_CHARS} characters on one line")
     return name
 
@@ -149,6 +151,17 @@ def checked_password(text: str) -> str:
     if not least <= len(text) <= most or _has_controls(text):
         raise BadRequest(f"password: must be {least} to {most} characters on one line")
     return text
+
+
+def _is_readable(text: str) -> bool:
+    """Whether something is seen, on one line, and no other text is turned around by it."""
+    kinds = {unicodedata.category(character) for character in text}
+    turns = {unicodedata.bidirectional(character) for character in text}
+    return (
+        any(kind[0] in "LNPS" for kind in kinds)  # letters, numbers, punctuation and symbols
+        and not kinds & {"Cc", "Cs", "Zl", "Zp"}  # controls, surrogates, ends of lines
+        and not turns & _BIDI_CONTROLS
+    )
 
 
 def _has_controls(text: str) -> bool:

@@ -1,8 +1,8 @@
 """Every frame of the wire protocol `dispatch.v1`: shapes, codec, error codes, close codes.
 
 One job: turn bytes into typed client frames and typed server frames into bytes. Imports nothing
-of ours but `core.types`; does no I/O and keeps no state. What cannot be decoded raises `BadFrame`
-or `UnknownType`, which carry the client's `id` where it could be read.
+of ours but `core.types` and `decoding`; does no I/O and keeps no state. What cannot be decoded
+raises `BadFrame` or `UnknownType`, which carry the client's `id` where it could be read.
 
 The shapes stand here once: the decoder, the role table and the protocol's description are made
 from these classes.
@@ -16,7 +16,9 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta, Struct
 
+from dispatch import decoding
 from dispatch.core.types import Role, SessionStatus
+from dispatch.decoding import Undecodable
 
 SUBPROTOCOL: Final = "dispatch.v1.json"
 MAX_CLIENT_FRAME_BYTES: Final = 64 * 1024
@@ -403,12 +405,12 @@ def decode(data: bytes | str) -> AnyClientFrame:
     is not a frame. Unknown fields are ignored.
     """
     try:
-        return _decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        problem = str(error) or type(error).__name__
+        return decoding.decode(data, _decoder)
+    except Undecodable as error:
+        problem = str(error)
     try:
-        head = _head_decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        head = decoding.parse(data, _head_decoder)
+    except Undecodable:
         raise BadFrame(problem) from None
     if head.type not in _KNOWN_TYPES:
         raise UnknownType("this server does not know this type", head.id)

@@ -339,7 +339,7 @@ class Socket(asyncio.Protocol, ABC):
         )
         if address is not None and not endpoint.address_connects.take(address, endpoint.now()):
             raise RateLimited("too many connections from this address")
-        token = handshake.bearer_token(request.headers)
+        token = handshake.bearer_token(request.headers.get_all("Authorization"))
         self._transport.write(hands.switch(request))
         return token
 

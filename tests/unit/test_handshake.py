@@ -2,7 +2,8 @@
 
 import pytest
 
-from dispatch.handshake import limited_address, normal_origin
+from dispatch.errors import BadRequest
+from dispatch.handshake import bearer_token, client_address, limited_address, normal_origin
 
 PROXY = frozenset({"10.0.0.0/8", "127.0.0.1/32"})
 NOBODY: frozenset[str] = frozenset()
@@ -85,3 +86,41 @@ def test_the_connect_rate_is_counted_for_whoever_really_connects(
     peer: str | None, forwarded_for: list[str], trusted: frozenset[str], address: str | None
 ) -> None:
     assert limited_address(peer, forwarded_for, trusted) == address
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded_for", "trusted", "address"),
+    [
+        (None, [], NOBODY, ""),
+        ("127.0.0.1", [], NOBODY, "127.0.0.1"),
+        ("::ffff:198.51.100.7", [], NOBODY, "198.51.100.7"),
+        ("2001:db8::1", [], NOBODY, "2001:db8::1"),
+        ("198.51.100.7", ["203.0.113.9"], NOBODY, "198.51.100.7"),
+        ("10.0.0.1", ["192.0.2.1, 203.0.113.9:4711"], PROXY, "203.0.113.9"),
+        ("10.0.0.1", ["<script>"], PROXY, "10.0.0.1"),
+    ],
+)
+def test_a_client_is_known_by_an_address_that_a_trusted_proxy_vouches_for(
+    peer: str | None, forwarded_for: list[str], trusted: frozenset[str], address: str
+) -> None:
+    assert client_address(peer, forwarded_for, trusted) == address
+
+
+@pytest.mark.parametrize(
+    ("values", "token"),
+    [
+        ([], None),
+        ([""], None),
+        (["Basic eDp5"], None),
+        (["Bearer a.b.c"], "a.b.c"),
+        (["  bearer   a.b.c "], "a.b.c"),
+        (["Bearer"], ""),
+    ],
+)
+def test_a_token_is_read_from_one_header(values: list[str], token: str | None) -> None:
+    assert bearer_token(values) == token
+
+
+def test_two_authorizations_are_refused() -> None:
+    with pytest.raises(BadRequest):
+        bearer_token(["Bearer a", "Bearer a"])
