@@ -119,4 +119,4 @@ def test_embedded_servers_that_die_are_started_again_beneath_the_nodes(
 
     eventually_blocking(lambda: running_in(folder).postgres_pid != before.postgres_pid)
     eventually_blocking(lambda: status(f"{running.url}/readyz") == 200)
-    assert len(nodes(running)) == 1
+    eventually_blocking(lambda: len(nodes(running)) == 1)

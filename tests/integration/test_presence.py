@@ -386,8 +386,9 @@ async def test_a_mirror_that_a_killed_node_left_wrong_is_mended_and_told(
     node.told.clear()
 
     await pool.execute("UPDATE mechanics SET is_online = (id = $1)", mechanic)
-    await eventually(lambda: mirror_says(pool, mechanic, False))
-    await eventually(lambda: mirror_says(pool, ben, True))
+    # Two passes in a row must find it wrong, and a pass has its time.
+    await eventually(lambda: mirror_says(pool, mechanic, False), timeout_seconds=40)
+    await eventually(lambda: mirror_says(pool, ben, True), timeout_seconds=40)
 
     assert sorted(told(node)) == sorted([(mechanic, OFFLINE), (ben, ONLINE)])
 

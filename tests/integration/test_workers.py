@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -114,6 +115,7 @@ def test_a_dead_worker_is_replaced_and_the_others_go_on(start: Start) -> None:
     killed, survivor = all_who_answer(port, 2)
 
     os.kill(killed, signal.SIGKILL)
+    eventually_blocking(lambda: not Path(f"/proc/{killed}/cmdline").exists())  # dead and reaped
     after = {who_answers(port) for _ in range(50)}  # each is answered, however it is routed
 
     assert killed not in after
