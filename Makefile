@@ -21,7 +21,7 @@ test: setup
 check: setup
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
-	$(PYTHON) -m mypy dispatch tests loadtest bench
+	$(PYTHON) -m mypy dispatch tests loadtest bench docs
 	$(PYTHON) -m pytest tests/unit/test_routing.py tests/unit/test_lifecycle*.py \
 	  --cov=dispatch.core --cov-branch --cov-fail-under=100 --no-cov-on-fail
 

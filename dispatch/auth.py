@@ -1,9 +1,9 @@
 """Who somebody is: our own tokens, and passwords.
 
 Its one job: say whose token this is, and whether a password is right. May import `core`,
-`database`, `errors` and `queries`. A token that is forged, expired or revoked gets the same
-`NotAuthenticated`, without saying which. Fails with `Unavailable` when Postgres does not answer:
-nobody is let in on a guess.
+`database`, `errors`, `gathering` and `queries`. A token that is forged, expired or revoked gets the
+same `NotAuthenticated`, without saying which. Fails with `Unavailable` when Postgres does not
+answer: nobody is let in on a guess.
 
 Tokens are HS256 only, with every claim required. The clocks of two nodes may differ by
 CLOCK_SKEW_SECONDS, so a token may look that much younger than now; it never lives past its `exp`.
@@ -12,7 +12,7 @@ CLOCK_SKEW_SECONDS, so a token may look that much younger than now; it never liv
 import asyncio
 import base64
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 from uuid import UUID
@@ -26,6 +26,7 @@ from dispatch import queries
 from dispatch.core.types import Role
 from dispatch.database import Pool, unavailable_when_lost
 from dispatch.errors import NotAuthenticated, Unavailable
+from dispatch.gathering import Gathering
 
 ISSUER: Final = "dispatch"
 AUDIENCE: Final = "dispatch"
@@ -120,7 +121,8 @@ class Authenticator:
 
     def __init__(self, secret: str, pool: Pool) -> None:
         self._secret = secret
-        self._accounts = _Accounts(pool)
+        self._pool = pool
+        self._accounts = Gathering(self._read_accounts, "read-accounts")
 
     async def authenticate(self, token: str) -> Identity:
         """Who holds this token. Raises NotAuthenticated, or Unavailable when Postgres is away.
@@ -128,7 +130,7 @@ class Authenticator:
         The row is read after the call, so a token that was revoked before it is always refused.
         """
         identity = verify_token(self._secret, token)
-        account = await self._accounts.get(identity.user_id)
+        account = (await self._accounts.get(identity.user_id)).get(identity.user_id)
         if (
             account is None
             or account.disabled
@@ -138,36 +140,10 @@ class Authenticator:
             raise NotAuthenticated(_REFUSED)
         return identity
 
-
-class _Accounts:
-    """Reads users' rows: one query at a time, for all who asked since the last one was sent.
-
-    So 10,000 people who connect at once cost a few queries, and one alone waits for nobody.
-    """
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self._one_query = asyncio.Lock()
-        self._wanted: set[UUID] = set()
-        self._next: asyncio.Task[Mapping[UUID, _Account]] | None = None
-        self._tasks: set[asyncio.Task[Mapping[UUID, _Account]]] = set()
-
-    async def get(self, user_id: UUID) -> _Account | None:
-        """The user's row as it is now, or None. Raises Unavailable."""
-        self._wanted.add(user_id)
-        if self._next is None:
-            self._next = asyncio.create_task(self._read(), name="read-accounts")
-            self._tasks.add(self._next)
-            self._next.add_done_callback(self._tasks.discard)
-        accounts = await asyncio.shield(self._next)  # one who gives up takes nobody along
-        return accounts.get(user_id)
-
-    async def _read(self) -> Mapping[UUID, _Account]:
-        async with self._one_query:
-            wanted, self._wanted, self._next = self._wanted, set(), None
-            # A frozen server must not hold up everybody who comes after.
-            async with unavailable_when_lost(), asyncio.timeout(QUERY_SECONDS):
-                rows = await self._pool.fetch(_QUERIES["accounts"], list(wanted))
+    async def _read_accounts(self, user_ids: Sequence[UUID]) -> Mapping[UUID, _Account]:
+        # A frozen server must not hold up everybody who comes after.
+        async with unavailable_when_lost(), asyncio.timeout(QUERY_SECONDS):
+            rows = await self._pool.fetch(_QUERIES["accounts"], user_ids)
         return {
             row["id"]: _Account(row["role"], row["token_epoch"], row["disabled"]) for row in rows
         }
