@@ -38,6 +38,7 @@ from dispatch.stripe_client import (
     CheckoutSession,
     StripeClient,
     StripeFailed,
+    StripeWord,
     WebhookEvent,
     verify_webhook,
 )
@@ -109,7 +110,7 @@ class _Payment(Struct, frozen=True, kw_only=True):
 class _Charge(Struct, frozen=True):
     """What `charge.refunded` says; `refunded` when nothing of it is left."""
 
-    payment_intent: str | None = None
+    payment_intent: StripeWord | None = None
     refunded: bool = False
     metadata: dict[str, str] = {}
 

@@ -1,8 +1,8 @@
 """Stripe as Dispatch needs it: make a checkout, refund a payment, believe a webhook.
 
 Its one job: three calls with our types on both sides, so that nothing else imports stripe. It
-imports `errors`, msgspec, and stripe and aiohttp late (they cost most of a second: construct the
-client in a thread at the start, `await asyncio.to_thread(StripeClient, …)`).
+imports `decoding`, `errors`, msgspec, and stripe and aiohttp late (they cost most of a second:
+construct the client in a thread at the start, `await asyncio.to_thread(StripeClient, …)`).
 
 It fails with
     Unavailable    Stripe is away, too busy, or refuses our key: nothing is known to have happened,
@@ -18,13 +18,13 @@ import logging
 import time
 from collections.abc import Awaitable
 from datetime import datetime
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, Final, NoReturn, TypeVar
 from uuid import UUID
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
-from . import errors
+from . import decoding, errors
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,10 @@ MIN_EXPIRY_SECONDS = 30 * 60 + 60
 MAX_EXPIRY_SECONDS = 24 * 3600 - 60
 
 T = TypeVar("T")
+
+# What is stored of a webhook, as the columns take it: Stripe's ids and words are printable ASCII.
+StripeWord = Annotated[str, Meta(max_length=255, pattern=r"^[!-~]*\Z")]
+Cents = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
 class StripeFailed(errors.DispatchError):
@@ -65,14 +69,14 @@ class Refund(Struct, frozen=True):
 class CheckoutSession(Struct, frozen=True):
     """What a `checkout.session.*` event says; amounts in cents, currency in lower case."""
 
-    id: str
+    id: StripeWord
     mode: str
     livemode: bool
     payment_status: str
     status: str | None = None
-    amount_total: int | None = None
-    currency: str | None = None
-    payment_intent: str | None = None
+    amount_total: Cents | None = None
+    currency: StripeWord | None = None
+    payment_intent: StripeWord | None = None
     client_reference_id: str | None = None
     metadata: dict[str, str] | None = None
 
@@ -251,11 +255,16 @@ class _Data(Struct):
 
 
 class _Envelope(Struct):
-    id: str
-    type: str
+    id: StripeWord
+    type: StripeWord
     livemode: bool
     created: int
     data: _Data
+
+
+_envelope: Final = msgspec.json.Decoder(_Envelope)
+_checkout_session: Final = msgspec.json.Decoder(CheckoutSession)
+_other: Final = msgspec.json.Decoder(dict[str, Any])
 
 
 def verify_webhook(
@@ -293,11 +302,11 @@ def verify_webhook(
 def _decode(raw: bytes) -> WebhookEvent:
     shown: CheckoutSession | dict[str, Any]
     try:
-        event = msgspec.json.decode(raw, type=_Envelope)
+        event = decoding.parse(raw, _envelope)
         if event.type.startswith("checkout.session."):
-            shown = msgspec.json.decode(event.data.object, type=CheckoutSession)
+            shown = decoding.parse(bytes(event.data.object), _checkout_session)
         else:
-            shown = msgspec.json.decode(event.data.object, type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            shown = decoding.parse(bytes(event.data.object), _other)
+    except decoding.Undecodable as error:
         raise errors.BadRequest(f"the webhook is not an event: {error}") from None
     return WebhookEvent(event.id, event.type, event.livemode, event.created, shown)

@@ -1,6 +1,9 @@
 """Hostile HTTP: whatever is asked, by whomever, the answer is a typed error and nothing changes."""
 
+import hashlib
+import hmac
 import json
+import time
 import unicodedata
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.acceptance.actors import Town, new_id
 from tests.acceptance.attacker import CALLERS, Attacker
+from tests.support import STRIPE_WEBHOOK_SECRET
 
 # The rows that a test may write, where it is not none at all.
 MAY_WRITE: dict[str, set[str]] = {
@@ -547,3 +551,56 @@ def test_no_signature_breaks_anything(attacker: Attacker, signature: bytes) -> N
     answer = attacker.call("POST", "/api/stripe/webhook", {"id": "evt_1"}, headers=headers)
 
     assert (answer.status, answer.code) == (400, "bad_request")
+
+
+CHECKOUT = {
+    "id": "cs_1",
+    "mode": "payment",
+    "livemode": False,
+    "payment_status": "paid",
+    "amount_total": 100,
+    "currency": "eur",
+    "payment_intent": "pi_1",
+    "metadata": {},
+}
+SIGNED_RUBBISH: dict[str, dict[str, Any]] = {
+    "an event without a name": {"id": None},
+    "a zero in the event's name": {"id": "evt\0"},
+    "a zero in the type": {"type": "checkout.session.completed\0"},
+    "a name that no index takes": {"id": "e" * 100_000},
+    "no checkout": {"data": {"object": []}},
+    "a checkout in Chinese": {"data": {"object": CHECKOUT | {"id": "\u7ed3"}}},
+    "a zero in the currency": {"data": {"object": CHECKOUT | {"currency": "\0"}}},
+    "more money than there is": {"data": {"object": CHECKOUT | {"amount_total": 2**31}}},
+    "less money than none": {"data": {"object": CHECKOUT | {"amount_total": -1}}},
+    "a zero in the payment": {"data": {"object": CHECKOUT | {"payment_intent": "\0"}}},
+    "a zero in a refund's payment": {
+        "type": "charge.refunded",
+        "data": {"object": {"payment_intent": "\0", "refunded": True}},
+    },
+    "a metadata of numbers": {"data": {"object": CHECKOUT | {"metadata": {"a": 1}}}},
+}
+
+
+def test_even_what_is_signed_must_be_something_that_can_be_kept(attacker: Attacker) -> None:
+    event = {"type": "checkout.session.completed", "livemode": False, "created": 1}
+    bodies = {
+        name: json.dumps(event | {"id": new_id(), "data": {"object": CHECKOUT}} | rubbish).encode()
+        for name, rubbish in SIGNED_RUBBISH.items()
+    }
+    deep = b"[" * 100_000 + b"]" * 100_000
+    whole = json.dumps(event | {"id": new_id(), "type": "a", "data": {"object": {"x": 1}}}).encode()
+    bodies["deep"] = whole.replace(b'"x": 1', b'"x": ' + deep)
+
+    for name, raw in bodies.items():
+        headers = ((b"Stripe-Signature", signature_of(raw)),)
+        answer = attacker.call("POST", "/api/stripe/webhook", raw, headers=headers)
+
+        assert (answer.status, answer.code) == (400, "bad_request"), name
+
+
+def signature_of(raw: bytes) -> bytes:
+    """Stripe's, of this moment."""
+    now = b"%d" % time.time()
+    mac = hmac.new(STRIPE_WEBHOOK_SECRET.encode(), now + b"." + raw, hashlib.sha256)
+    return b"t=%b,v1=%b" % (now, mac.hexdigest().encode())
