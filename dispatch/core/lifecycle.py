@@ -126,11 +126,18 @@ def deadlines(booking: Booking, policy: Policy) -> dict[Deadline, datetime]:
             found[Deadline.JOIN_BY] = booking.join_by
         case SessionStatus.ACTIVE:
             found[Deadline.END] = booking.ends_at
-            if booking.ends_at is not None and booking.warned_at is None:
-                found[Deadline.WARNING] = booking.ends_at - _seconds(policy.warning_seconds)
+            found[Deadline.WARNING] = _warning_at(booking, policy)
         case _:
             pass
     return {kind: at for kind, at in found.items() if at is not None}
+
+
+def _warning_at(booking: Booking, policy: Policy) -> datetime | None:
+    """When the end of a running session is announced; None once it was."""
+    assert booking.ends_at is not None, "an active session has an end"
+    if booking.warned_at is not None:
+        return None
+    return booking.ends_at - _seconds(policy.warning_seconds)
 
 
 def due_at(booking: Booking, policy: Policy) -> datetime | None:
