@@ -12,7 +12,8 @@ CREATE TABLE bench.accepts (
 );
 CREATE SEQUENCE bench.next_accept MINVALUE 0;
 
--- Approved, available mechanics number 0 to p_count - 1, each `p_per_workshop` in one workshop.
+-- Approved, available mechanics number 0 to p_count - 1, each `p_per_workshop` in one workshop. Their
+-- facts are an hour old: nodes look for recent ones each second.
 CREATE FUNCTION bench.add_mechanics(p_count integer, p_per_workshop integer) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -28,8 +29,8 @@ BEGIN
         INSERT INTO users (email, name, role)
         VALUES ('mechanic' || i || '@bench.test', 'Mechanic ' || i, 'mechanic')
         RETURNING id INTO v_id;
-        INSERT INTO mechanics (id, workshop_id, account_type, application_status, rating)
-        VALUES (v_id, v_workshop, 'workshop', 'approved', 4.5);
+        INSERT INTO mechanics (id, workshop_id, account_type, application_status, rating, changed_at)
+        VALUES (v_id, v_workshop, 'workshop', 'approved', 4.5, clock_timestamp() - interval '1 h');
         INSERT INTO bench.mechanics VALUES (i, v_id);
     END LOOP;
 END $$;

@@ -20,8 +20,8 @@ from bench.load import LoadClient, load_client
 
 WARM_UP_ROUNDS = 2
 SETTLE_SECONDS = 6.0  # what a server still does about new connections: presence, facts, mirrors
-IDLE_SECONDS = 20.0  # one heartbeat of every connection
-TRAIL_SECONDS = 1.0
+WATCH_SECONDS = 2.0  # before and after a round: a whole number of a server's one-second habits
+GLANCE_SECONDS = 0.3  # the same where the server has no habits, or the round is not counted
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,13 @@ class Connected:
 class Round:
     """One publication. CPU times are the server's, per delivery.
 
-    `cost_us` runs from just before the publication to the last delivery, `trailing_us` from then on
-    for TRAIL_SECONDS, with whatever an idle server does in that time.
+    `cost_us` runs from just before the publication to the last delivery; `trailing_us` is what the
+    server did in a while after it beyond what it did in as long before, its `idle_core`.
     """
 
     cost_us: float
     trailing_us: float
+    idle_core: float
     withdraw_cost_us: float
     deliveries_per_second: float
     publish_to_first_ms: float
@@ -57,9 +58,8 @@ class Round:
 class FanOut:
     """Medians over the rounds of one candidate with one number of sockets.
 
-    The ratios compare with the yardstick's `cost_us`; `settled_over_raw` counts what the server did
-    in the second after the last delivery too, less what it does in a second when idle, which is
-    `idle_core`; `withdraw_over_raw` is 0 where nothing is withdrawn.
+    The ratios compare with the yardstick's `cost_us`; `settled_over_raw` has the trailing work in
+    it; `withdraw_over_raw` is 0 where nothing is withdrawn. `idle_core` is a share of a core.
     """
 
     name: str
@@ -93,18 +93,16 @@ def compare(
         for candidate in candidates:
             with connected(candidate, sockets) as other:
                 around, seen = _alternate(yard, other, rounds)
-                idle_core = _idle_core(other)
             yards += around
-            beside = [_mean_cost(pair) for pair in pairwise(around)]
-            rows.append(_summary(other, seen, beside, idle_core))
+            rows.append(_summary(other, seen, [_mean_cost(pair) for pair in pairwise(around)]))
             say(_sentence(rows[-1]))
-        return [_summary(yard, yards, [one.cost_us for one in yards], _idle_core(yard)), *rows]
+        return [_summary(yard, yards, [one.cost_us for one in yards]), *rows]
 
 
 def payload_bytes(candidate: Candidate) -> int:
     """How long the candidate's message is, so that the others can be given as long a one."""
     with connected(candidate, 1) as one:
-        return publish(one).payload_bytes
+        return publish(one, GLANCE_SECONDS).payload_bytes
 
 
 @contextmanager
@@ -129,28 +127,31 @@ def connected(candidate: Candidate, sockets: int) -> Iterator[Connected]:
 def _alternate(yard: Connected, other: Connected, rounds: int) -> tuple[list[Round], list[Round]]:
     """`rounds` of the candidate, with one more of the yardstick around them."""
     for _ in range(WARM_UP_ROUNDS):
-        publish(yard)
-        publish(other)
-    around, seen = [publish(yard)], []
+        publish(yard, GLANCE_SECONDS)
+        publish(other, GLANCE_SECONDS)
+    around, seen = [publish(yard, GLANCE_SECONDS)], []
     for _ in range(rounds):
-        seen.append(publish(other))
-        around.append(publish(yard))
+        seen.append(publish(other, WATCH_SECONDS))
+        around.append(publish(yard, GLANCE_SECONDS))
     return around, seen
 
 
-def publish(to: Connected) -> Round:
-    """Publishes once, waits for every delivery, and withdraws it where that can be done."""
+def publish(to: Connected, watch_seconds: float) -> Round:
+    """Publishes once, waits for every delivery, and withdraws it where that can be done; watches
+    the server for `watch_seconds` before and after the publication.
+    """
     server, client = to.server, to.client
+    idle_ns = _watch(server, watch_seconds)
     client.expect(client.sockets, server.marker)
     before_ns, published_ns = machine.cpu_ns(server.pid), time.monotonic_ns()
     server.publish()
     offered = client.counted()
     after_ns = machine.cpu_ns(server.pid)
-    time.sleep(TRAIL_SECONDS)
-    trailing_ns = machine.cpu_ns(server.pid) - after_ns
+    trailing_ns = _watch(server, watch_seconds) - idle_ns
     return Round(
         cost_us=(after_ns - before_ns) / 1e3 / client.sockets,
         trailing_us=trailing_ns / 1e3 / client.sockets,
+        idle_core=idle_ns / 1e9 / watch_seconds,
         withdraw_cost_us=_withdraw(server, client) / 1e3 / client.sockets,
         deliveries_per_second=offered.done / max(offered.spread_seconds, 1e-9),
         publish_to_first_ms=(offered.first_ns - published_ns) / 1e6,
@@ -168,25 +169,21 @@ def _withdraw(server: Running, client: LoadClient) -> int:
     before_ns = machine.cpu_ns(server.pid)
     server.withdraw()
     client.counted()
-    cost_ns = machine.cpu_ns(server.pid) - before_ns
-    time.sleep(TRAIL_SECONDS)
-    return cost_ns
+    return machine.cpu_ns(server.pid) - before_ns
 
 
-def _idle_core(of: Connected) -> float:
-    """The share of a core that the server uses with nothing to publish."""
-    before_ns = machine.cpu_ns(of.server.pid)
-    time.sleep(IDLE_SECONDS)
-    return (machine.cpu_ns(of.server.pid) - before_ns) / 1e9 / IDLE_SECONDS
+def _watch(server: Running, seconds: float) -> int:
+    """The server's CPU time in ns during so long with nothing to publish."""
+    before_ns = machine.cpu_ns(server.pid)
+    time.sleep(seconds)
+    return machine.cpu_ns(server.pid) - before_ns
 
 
 def _mean_cost(rounds: Sequence[Round]) -> float:
     return statistics.mean(one.cost_us for one in rounds)
 
 
-def _summary(
-    of: Connected, rounds: Sequence[Round], yard_us: Sequence[float], idle_core: float
-) -> FanOut:
+def _summary(of: Connected, rounds: Sequence[Round], yard_us: Sequence[float]) -> FanOut:
     """One row; `yard_us` is the yardstick's cost beside each of the rounds."""
 
     def median(read: Callable[[Round], float]) -> float:
@@ -196,14 +193,13 @@ def _summary(
         pairs = zip(rounds, yard_us, strict=True)
         return statistics.median(read(one) / beside for one, beside in pairs)
 
-    idle_us = idle_core * TRAIL_SECONDS * 1e6 / of.client.sockets
     return FanOut(
         name=of.name,
         sockets=of.client.sockets,
         rounds=len(rounds),
         payload_bytes=rounds[-1].payload_bytes,
         cost_over_raw=ratio(lambda one: one.cost_us),
-        settled_over_raw=ratio(lambda one: one.cost_us + one.trailing_us - idle_us),
+        settled_over_raw=ratio(lambda one: one.cost_us + one.trailing_us),
         withdraw_over_raw=ratio(lambda one: one.withdraw_cost_us),
         cost_us=median(lambda one: one.cost_us),
         deliveries_per_second=median(lambda one: one.deliveries_per_second),
@@ -212,7 +208,7 @@ def _summary(
         kib_per_idle_socket=of.kib_per_idle_socket,
         connects_per_second=of.connects_per_second,
         client_busy=median(lambda one: one.client_busy),
-        idle_core=idle_core,
+        idle_core=median(lambda one: one.idle_core),
     )
 
 
