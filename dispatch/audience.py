@@ -47,6 +47,11 @@ class Audience:
         self.hear_reach(reach)
         return reach
 
+    def asked_by_us(self, booking: Booking) -> frozenset[UUID]:
+        """Whom this node has asked in the booking's round."""
+        generation, asked = self._asked_here.get(booking.request_id, (0, set()))
+        return frozenset(asked) if generation == booking.generation else frozenset()
+
     def hear_reach(self, reach: Reach) -> None:
         """Takes one node's count for one round."""
         nodes = self._reaches.get(reach.request_id, {})

@@ -32,12 +32,12 @@ class Audit:
         self._next_batch = 1
         self._batches: dict[tuple[UUID, int, Stage], DecisionBatch] = {}
 
-    def offered(self, booking: Booking, mechanic_id: UUID, score: int) -> None:
+    def offered(self, booking: Booking, mechanic_id: UUID, score: int, at: datetime) -> None:
         """An offer was written to a mechanic's sockets."""
         batch = self._batch(booking)
         batch.mechanic_ids.append(mechanic_id)
         batch.scores.append(score)
-        batch.sent_at.append(self._now())
+        batch.sent_at.append(at)
 
     def excluded(self, booking: Booking, mechanic_id: UUID, reason: str) -> None:
         """A connected mechanic was not offered this stage."""

@@ -58,7 +58,6 @@ from dispatch.core.types import (
 from dispatch.errors import Conflict, NotFound
 from dispatch.fanout import Fanout
 from dispatch.hints import BookingChanged, Entry, Hint, MechanicChanged, SessionWarned
-from dispatch.hub import Socket
 from dispatch.metrics import Metrics
 from dispatch.presence import PresenceRegistry
 from dispatch.protocol import LostReason
@@ -198,27 +197,18 @@ class Dispatcher:
 
     # --- mechanics
 
-    async def accept(
-        self,
-        mechanic_id: UUID,
-        offer_id: UUID,
-        accept_id: UUID,
-        answered: Socket | None = None,
-    ) -> Answer:
+    async def accept(self, mechanic_id: UUID, offer_id: UUID, accept_id: UUID) -> Answer:
         """First accept wins (O1). The same `accept_id` gets the same verdict (O2).
 
         Only where this node knows that somebody else won this very round, and that this mechanic
-        was meant, it answers by itself; in every other case Postgres judges. `answered` is the
-        socket that the caller will answer: the winner's other devices are told from here.
+        was meant, it answers by itself; in every other case Postgres judges.
         """
         started_at = time.perf_counter()
-        answer = await self._judge(mechanic_id, offer_id, accept_id, answered)
+        answer = await self._judge(mechanic_id, offer_id, accept_id)
         self._metrics.accept(answer.reason or "won", time.perf_counter() - started_at)
         return answer
 
-    async def _judge(
-        self, mechanic_id: UUID, offer_id: UUID, accept_id: UUID, answered: Socket | None
-    ) -> Answer:
+    async def _judge(self, mechanic_id: UUID, offer_id: UUID, accept_id: UUID) -> Answer:
         if self._lost_for_certain(mechanic_id, offer_id):
             return Answer(reason="taken")
         try:
@@ -233,7 +223,7 @@ class Dispatcher:
         except asyncpg.UniqueViolationError:  # the backstop: her slot was taken meanwhile
             return Answer(reason="busy")
         if verdict.entry is not None:
-            self._announce(verdict.entry, answered)
+            self._announce(verdict.entry)
             self._release_other_favourites(mechanic_id)
         if not verdict.won:
             return Answer(reason=verdict.reason)
@@ -421,9 +411,9 @@ class Dispatcher:
             case _ as unreachable:
                 assert_never(unreachable)
 
-    def _announce(self, entry: Entry, answered: Socket | None = None) -> None:
+    def _announce(self, entry: Entry) -> None:
         """After a commit: our sockets, the other nodes, our clock. Never awaits, so never half."""
-        self._fanout.apply(entry, answered)
+        self._fanout.apply(entry)
         self._publish(BookingChanged(entry))
         self._metrics.change(entry.booking.status.value)
         self._arm(entry.booking)

@@ -6,7 +6,8 @@ nobody computes another's list. No await anywhere: a change is shown as a whole,
 Imports `core`, `board`, `hub`, `audience`, `audit`, `frames`, `hints` and `protocol`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from dispatch.audit import Audit
 from dispatch.board import Board, Change
 from dispatch.core import routing
 from dispatch.core.lifecycle import LIVE
-from dispatch.core.types import Booking, Candidate, RequestStatus, Role
+from dispatch.core.types import Booking, Candidate, RequestStatus, Role, Stage
 from dispatch.hints import Entry, Hint
 from dispatch.hub import Hub, OnlineMechanic, Socket
 from dispatch.protocol import Offer, OfferRevoked, OfferWon, RequestState, prepare
@@ -48,26 +49,40 @@ class Fanout:
         self._now = now
         self._publish = publish
         self._capacity = capacity
+        self._answering: dict[UUID, set[Socket]] = {}
         self._counts_changed: set[UUID] = set()
         self._told: dict[UUID, tuple[int, int]] = {}  # the counts that customers here read last
 
     # --- a booking changed
 
-    def apply(self, entry: Entry, answered: Socket | None = None) -> bool:
-        """Puts the entry on the board and shows the difference; False when it is not newer.
-
-        `answered` is the socket whose accept made this change: it gets its own answer.
-        """
+    def apply(self, entry: Entry) -> bool:
+        """Puts the entry on the board and shows the difference; False when it is not newer."""
         change = self._board.put(entry)
         if change is None:
             return False
-        self._end_round(change, answered)
+        self._end_round(change)
         self._offer(change)
         self._tell_participants(change)
         self._tell_busy(change)
         return True
 
-    def _end_round(self, change: Change, answered: Socket | None) -> None:
+    @contextmanager
+    def answering(self, offer_id: UUID, socket: Socket) -> Iterator[None]:
+        """Inside the block the socket waits for the verdict on its accept, and will be answered.
+
+        It is not told a second time that it won, by whatever path the news comes first: the
+        commit's reply, a hint, or the comparison with Postgres.
+        """
+        sockets = self._answering.setdefault(offer_id, set())
+        sockets.add(socket)
+        try:
+            yield
+        finally:
+            sockets.discard(socket)
+            if not sockets:
+                self._answering.pop(offer_id, None)
+
+    def _end_round(self, change: Change) -> None:
         """Whoever holds a card of a round that is over gets it won or revoked, never silence."""
         if change.before is None:
             return
@@ -75,15 +90,16 @@ class Fanout:
         if was.stage is None or (now.stage is not None and now.offer_id == was.offer_id):
             return
         if was.offer_id == now.offer_id and now.mechanic_id is not None:
-            self._tell_winner(now, answered)
+            self._tell_winner(now)
         reason = frames.REVOKED[now.status]
         revoked = prepare(OfferRevoked(offer_id=was.offer_id, reason=reason))
-        for mechanic in self._hub.mechanics():
-            if mechanic.shown.get(was.request_id) == was.offer_id:
+        for mechanic_id in self._audience.asked_by_us(was):
+            mechanic = self._hub.mechanic(mechanic_id)
+            if mechanic is not None and mechanic.shown.get(was.request_id) == was.offer_id:
                 del mechanic.shown[was.request_id]
                 mechanic.send(revoked)
 
-    def _tell_winner(self, booking: Booking, answered: Socket | None) -> None:
+    def _tell_winner(self, booking: Booking) -> None:
         assert booking.mechanic_id is not None
         assert booking.accept_id is not None
         winner = self._hub.mechanic(booking.mechanic_id)
@@ -98,9 +114,8 @@ class Fanout:
                 accept_id=booking.accept_id,
             )
         )
-        for socket in winner.sockets:
-            if socket is not answered:
-                socket.send(won)
+        for socket in winner.sockets - self._answering.get(booking.offer_id, set()):
+            socket.send(won)
 
     def _offer(self, change: Change) -> None:
         """Offers an open booking to everyone eligible here, when it is new or its stage is."""
@@ -116,7 +131,7 @@ class Fanout:
         now = self._now()
         asked: list[UUID] = []
         prepared: dict[routing.Terms, bytes] = {}
-        for mechanic in self._hub.mechanics():
+        for mechanic in self._pool_of(booking):
             reason = routing.exclusion(booking, mechanic.candidate, self._capacity)
             if reason is not None:
                 if reason not in _SELF_EVIDENT:
@@ -128,8 +143,16 @@ class Fanout:
                 data = prepared[terms] = prepare(frames.offer(change.after, terms, now))
             asked.append(mechanic.candidate.mechanic_id)
             mechanic.offer(data, booking.request_id, booking.offer_id)
-            self._audit.offered(booking, mechanic.candidate.mechanic_id, terms.score)
+            self._audit.offered(booking, mechanic.candidate.mechanic_id, terms.score, now)
         self._count(booking, asked)
+
+    def _pool_of(self, booking: Booking) -> Iterable[OnlineMechanic]:
+        """Whom to ask about: nobody but the favourite is looked at in her stage."""
+        if booking.stage is not Stage.PRIORITY:
+            return self._hub.mechanics()
+        assert booking.preferred_mechanic_id is not None
+        favourite = self._hub.mechanic(booking.preferred_mechanic_id)
+        return () if favourite is None else (favourite,)
 
     def _tell_participants(self, change: Change) -> None:
         entry, booking = change.after, change.after.booking
@@ -181,7 +204,7 @@ class Fanout:
 
     def _set_facts(self, mechanic: OnlineMechanic, candidate: Candidate) -> None:
         self._hub.set_candidate(mechanic, self.facts_with_sessions(candidate))
-        for entry in self.ranked(mechanic):
+        for entry in self.ranked(mechanic) if self._is_free(mechanic) else ():
             if mechanic.shown.get(entry.booking.request_id) != entry.booking.offer_id:
                 self.show(mechanic, entry)
         for request_id in list(mechanic.shown):
@@ -225,8 +248,13 @@ class Fanout:
         booking = entry.booking
         mechanic.shown[booking.request_id] = booking.offer_id
         score = routing.terms(booking, mechanic.candidate).score
-        self._audit.offered(booking, mechanic.candidate.mechanic_id, score)
+        self._audit.offered(booking, mechanic.candidate.mechanic_id, score, self._now())
         self._count(booking, (mechanic.candidate.mechanic_id,))
+
+    def _is_free(self, mechanic: OnlineMechanic) -> bool:
+        """Whether there can be anything for her at all, before every open booking is looked at."""
+        candidate = mechanic.candidate
+        return candidate.available and candidate.live_sessions < self._capacity
 
     def _excludes(self, mechanic: OnlineMechanic, booking: Booking) -> bool:
         return routing.exclusion(booking, mechanic.candidate, self._capacity) is not None

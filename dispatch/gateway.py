@@ -285,9 +285,8 @@ class Gateway:
         dispatcher = self._dispatcher
         match frame:
             case OfferAccept():
-                answer = await dispatcher.accept(
-                    user_id, frame.offer_id, frame.accept_id, connection
-                )
+                with self._fanout.answering(frame.offer_id, connection):
+                    answer = await dispatcher.accept(user_id, frame.offer_id, frame.accept_id)
                 return _verdict(frame, answer)
             case OfferSeen():
                 for offer_id in frame.all_ids():

@@ -318,9 +318,9 @@ class Node:
         while True:
             await asyncio.sleep(COUNTS_SECONDS)
             now = time.monotonic()
-            roster = self.audience.roster(self.hub.ready)
-            if roster != last or now - said_at > ROSTER_REPEAT_SECONDS:
-                last, said_at = roster, now
+            if self.hub.ready != last or now - said_at > ROSTER_REPEAT_SECONDS:
+                last, said_at = self.hub.ready.copy(), now
+                roster = self.audience.roster(self.hub.ready)
                 self.bus.publish(roster)
                 self.audience.hear_roster(roster, now)
                 self.fanout.all_counts_changed()

@@ -2,9 +2,13 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from uuid import uuid4
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
 
 from dispatch.database import Connection
+from dispatch.store import Verdict
 from tests.conftest import MakeConfig
 from tests.integration.living import LivingNode, living_node
 from tests.integration.rows import add_mechanic, book
@@ -75,3 +79,32 @@ async def test_a_cancelled_request_is_revoked_on_a_node_that_was_not_told(
         offer = await client.until("offer")
         await one.node.dispatcher.cancel(booking.customer_id, booking.request_id)
         await client.until("offer.revoked", offer_id=offer["offer_id"], reason="cancelled")
+
+
+async def test_the_winner_is_answered_once_when_the_news_overtakes_the_reply(
+    connection: Connection, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mechanic = await add_mechanic(connection)
+    async with (
+        living_node(make_config()) as living,
+        living.client(mechanic, "mechanic") as phone,
+        living.client(mechanic, "mechanic") as laptop,
+    ):
+        node = living.node
+        judge = node.store.accept
+
+        async def judge_whose_reply_is_slow(*ids: UUID, **rest: Any) -> Verdict:
+            verdict = await judge(*ids, **rest)
+            await node.reconcile()
+            return verdict
+
+        monkeypatch.setattr(node.store, "accept", judge_whose_reply_is_slow)
+        await book(connection)
+        offer = await phone.until("offer")
+        await phone.send("offer.accept", offer_id=offer["offer_id"], accept_id=uuid4(), id="mine")
+        await phone.until("offer.won", re="mine")
+        await laptop.until("offer.won", offer_id=offer["offer_id"])
+
+        await phone.settle()
+        await laptop.settle()
+        assert len(phone.of("offer.won")) == len(laptop.of("offer.won")) == 1
