@@ -362,10 +362,10 @@ class Dispatcher:
             decision = lifecycle.decide(before, event, locked.now, self._policy)
             if decision.rejection is not None:
                 raise Rejected(decision.rejection)
-            if decision.booking is before:
-                return self._newest(locked.entry)
-            after = await self._commit(locked, decision)
-        self._announce(after)
+            changed = decision.booking is not before
+            after = await self._commit(locked, decision) if changed else locked.entry
+        if changed:
+            self._announce(after)
         if Warn() in decision.effects:
             self._fanout.warn(after)
             self._publish(SessionWarned(request_id))
