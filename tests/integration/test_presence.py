@@ -333,6 +333,7 @@ async def test_a_node_that_was_stopped_brings_back_the_living_and_no_ghosts(
     )
     try:
         await eventually(lambda: equals(node.sees(stays), ONLINE))
+        await eventually(lambda: equals(node.sees(leaves), ONLINE))
         process.send_signal(signal.SIGSTOP)
         await eventually(lambda: len(node.told) == 2)
         assert sorted(told(node)) == sorted([(stays, OFFLINE), (leaves, OFFLINE)])
