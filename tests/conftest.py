@@ -6,7 +6,7 @@ may create databases) and DISPATCH_TEST_REDIS_URL name. Fixtures, from the groun
     servers        Servers(database_url, redis_url), for the session
     database_url   a database of its own for this test, with the whole schema, dropped afterwards
     empty_database_url   the same without a schema
-    redis_url      the Redis, emptied after this test
+    redis_url      the Redis, shared: what the product keeps there is named after its database
     make_config    make_config(**overrides) -> Config for that database and Redis
     config         make_config()
     server         server(*arguments, **environ) -> LiveServer: `dispatch serve` on that database
@@ -27,7 +27,6 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
-import redis
 import uvloop
 
 from dispatch.config import Config, load
@@ -113,10 +112,9 @@ def empty_database_url(servers: Servers) -> Iterator[str]:
 
 
 @pytest.fixture
-def redis_url(servers: Servers) -> Iterator[str]:
-    yield servers.redis_url
-    with redis.Redis.from_url(servers.redis_url) as client:
-        client.flushdb()
+def redis_url(servers: Servers) -> str:
+    """Not emptied: other tests may use it at the same time, each under its database's namespace."""
+    return servers.redis_url
 
 
 @pytest.fixture
