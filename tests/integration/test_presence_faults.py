@@ -8,6 +8,7 @@ from functools import partial
 from uuid import UUID, uuid4
 
 import pytest
+import redis
 
 from dispatch.core.types import Presence
 from dispatch.database import Connection, Pool
@@ -244,3 +245,29 @@ async def test_many_faults_in_a_row_end_with_everybody_where_they_are(
 async def all_are(node: Node, user_ids: list[UUID], wanted: Presence) -> bool:
     found = await node.registry.look_up(user_ids)
     return {presence.presence for presence in found.values()} == {wanted}
+
+
+# --- what it costs, counted by a Redis that nobody else uses --------------------------------------
+
+
+def calls(client: redis.Redis, *commands: str) -> int:
+    """How often Redis ran these commands, since its statistics were reset."""
+    stats = client.info("commandstats")
+    return sum(stats.get(f"cmdstat_{command}", {}).get("calls", 0) for command in commands)
+
+
+async def test_a_storm_of_ten_thousand_is_few_round_trips_and_heartbeats_cost_nodes(
+    start: Start, server: OwnRedis
+) -> None:
+    node = await start().settled()
+    with server.client() as client:
+        client.config_resetstat()
+        for _ in range(10_000):
+            node.join(uuid4())
+        await eventually(lambda: equals(node.registry.online_mechanics(), 10_000))
+        assert calls(client, "eval") <= 40
+        assert len(node.told) == 10_000
+
+        client.config_resetstat()
+        await eventually(lambda: calls(client, "eval") >= 3)
+        assert calls(client, "hset") <= calls(client, "eval") + 1
