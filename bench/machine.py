@@ -51,13 +51,6 @@ def pinned(core: int | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def pin(pid: int, core: int) -> None:
-    """Moves every thread of a running process to `core`, if the machine has it."""
-    if core in os.sched_getaffinity(0):
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            os.sched_setaffinity(int(thread.name), {core})
-
-
 def free_port() -> int:
     """A port on 127.0.0.1 that nobody listens on."""
     with socket.socket() as probe:

@@ -1,8 +1,9 @@
 """How many mechanics a booking has reached, and how many are there to be reached.
 
 One job: add up what the nodes say of themselves, so that a customer reads "4 notified, 7 online".
-Counts inform, they decide nothing. No I/O; imports `core`, `board` and `hints`. Time is passed in
-(monotonic seconds).
+Counts inform, they decide nothing; whom this node itself has asked is exact and is kept as long as
+the booking lives, so that its end finds everybody who holds a card. No I/O; imports `core`, `board`
+and `hints`. Time is passed in (monotonic seconds).
 """
 
 from collections import Counter
@@ -14,7 +15,7 @@ from dispatch.board import bounded_put
 from dispatch.core.types import Booking, Routing
 from dispatch.hints import Reach, Roster
 
-REMEMBERED: Final = 20_000  # bookings whose counts are kept
+REMEMBERED: Final = 20_000  # bookings whose counts are kept after their end
 NAMED: Final = 100  # beyond so many a node tells how many it asked, and no longer whom
 ROSTER_SECONDS: Final = 15.0  # a roster that is not repeated within this is forgotten
 
@@ -41,7 +42,7 @@ class Audience:
         asked.update(mechanic_ids)
         if len(asked) == before:
             return None
-        bounded_put(self._asked_here, booking.request_id, (booking.generation, asked), REMEMBERED)
+        self._asked_here[booking.request_id] = (booking.generation, asked)
         named = tuple(asked) if len(asked) <= NAMED else ()
         reach = Reach(self._node_id, booking.request_id, booking.generation, len(asked), named)
         self.hear_reach(reach)

@@ -160,9 +160,7 @@ class Fanout:
         if self._hub.is_here(booking.customer_id):
             self._tell_customer(entry)
             self._hub.send(booking.customer_id, frames.session_state(entry, Role.CUSTOMER, now))
-        was = None if change.before is None else change.before.booking.mechanic_id
-        for mechanic_id in {was, booking.mechanic_id} - {None}:
-            assert mechanic_id is not None
+        for mechanic_id in _workers(change):
             self._hub.send(mechanic_id, frames.session_state(entry, Role.MECHANIC, now))
         if booking.status not in LIVE:
             self._audience.ended(booking.request_id)
@@ -170,9 +168,8 @@ class Fanout:
 
     def _tell_busy(self, change: Change) -> None:
         """Who became busy loses her other cards; who became free sees what is open (R10)."""
-        was = None if change.before is None else change.before.booking.mechanic_id
-        for mechanic_id in {was, change.after.booking.mechanic_id} - {None}:
-            mechanic = None if mechanic_id is None else self._hub.mechanic(mechanic_id)
+        for mechanic_id in _workers(change):
+            mechanic = self._hub.mechanic(mechanic_id)
             if mechanic is not None:
                 self._set_facts(mechanic, mechanic.candidate)
 
@@ -311,3 +308,10 @@ class Fanout:
         if reach is not None:
             self._publish(reach)
             self.counts_changed(booking.request_id)
+
+
+def _workers(change: Change) -> set[UUID]:
+    """Who had the booking and who has it now: nobody, one mechanic, or two."""
+    entries = (change.before, change.after)
+    had = {entry.booking.mechanic_id for entry in entries if entry is not None}
+    return {mechanic_id for mechanic_id in had if mechanic_id is not None}

@@ -105,10 +105,6 @@ class Store:
         """The bookings of these requests; unknown ones are left out."""
         return [_decode_entry(row[0]) for row in await self._rows("entries", request_ids)]
 
-    async def live_entries(self) -> list[Entry]:
-        """Every booking that is scheduled, pending or accepted."""
-        return [_decode_entry(row[0]) for row in await self._rows("live_entries")]
-
     async def live_versions(self) -> dict[UUID, int]:
         """The version of every booking that is scheduled, pending or accepted."""
         return {row[0]: row[1] for row in await self._rows("live_versions")}

@@ -17,10 +17,6 @@ SELECT e.entry FROM booking_entries e JOIN session_assignments a USING (request_
 -- Some bookings.
 SELECT entry FROM booking_entries WHERE request_id = ANY ($1)
 
--- name: live_entries
--- Everything that a board holds.
-SELECT entry FROM booking_entries WHERE status IN ('scheduled', 'pending', 'accepted')
-
 -- name: live_versions
 -- What a board compares itself with.
 SELECT id, version FROM session_requests WHERE status IN ('scheduled', 'pending', 'accepted')
