@@ -217,7 +217,9 @@ async def test_a_body_that_nobody_waits_for_must_come_in_time_as_well() -> None:
         dripping = asyncio.create_task(drip(client, b"x" * 1000))
 
         assert (await client.read_answer()).status == 200
-        assert await asyncio.wait_for(client.reader.read(), 10) == b""
+        # What still drips meets a closed socket: the end is then a reset.
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.wait_for(client.reader.read(), 10) == b""
         dripping.cancel()
 
 
