@@ -132,6 +132,44 @@ CREATE TRIGGER user_touch_mechanic
     AFTER UPDATE OF disabled_at ON users
     FOR EACH ROW WHEN (NEW.role = 'mechanic') EXECUTE FUNCTION user_touch_mechanic();
 
+-- Whom a customer would like again: a mechanic (`independent`) or a workshop (F1).
+CREATE TABLE favorites (
+    customer_id   uuid NOT NULL REFERENCES customers,
+    provider_type text NOT NULL CHECK (provider_type IN ('independent', 'workshop')),
+    mechanic_id   uuid REFERENCES mechanics,
+    workshop_id   uuid REFERENCES organizations,
+    provider_id   uuid GENERATED ALWAYS AS (coalesce(mechanic_id, workshop_id)) STORED,
+    created_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (customer_id, provider_id),
+    CHECK ((provider_type = 'independent') = (mechanic_id IS NOT NULL)),
+    CHECK ((provider_type = 'workshop') = (workshop_id IS NOT NULL))
+);
+CREATE INDEX favorites_mechanic_idx ON favorites (mechanic_id) WHERE mechanic_id IS NOT NULL;
+
+-- Where a mechanic's devices can be reached while no socket of hers is open (N3).
+CREATE TABLE push_subscriptions (
+    id           uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    mechanic_id  uuid NOT NULL REFERENCES mechanics,
+    endpoint     text NOT NULL UNIQUE CHECK (length(endpoint) <= 2048),
+    p256dh       text NOT NULL,
+    auth         text NOT NULL,
+    device       text CHECK (length(device) <= 64),
+    created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    delivered_at timestamptz
+);
+CREATE INDEX push_subscriptions_mechanic_idx ON push_subscriptions (mechanic_id);
+
+-- F2: a mechanic who is deleted is nobody's favourite any more, and gets no notifications.
+CREATE FUNCTION mechanic_forget() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM favorites WHERE mechanic_id = NEW.id;
+    DELETE FROM push_subscriptions WHERE mechanic_id = NEW.id;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER mechanic_forget
+    AFTER UPDATE OF deleted_at ON mechanics
+    FOR EACH ROW WHEN (NEW.deleted_at IS NOT NULL) EXECUTE FUNCTION mechanic_forget();
+
 
 -- ---------------------------------------------------------------------------------------------
 -- What can be booked
@@ -331,8 +369,10 @@ CREATE TABLE offers (
     seen_at     timestamptz,
     answered_at timestamptz,
     reason      text,
+    pushed_at   timestamptz,  -- when a push service took the notification for one of her devices
     PRIMARY KEY (request_id, generation, mechanic_id)
 );
+CREATE INDEX offers_mechanic_idx ON offers (mechanic_id, issued_at);
 
 -- Verdicts that Postgres gave; the same accept_id gets the same one again.
 CREATE TABLE accepts (
@@ -349,7 +389,9 @@ CREATE TABLE accepts (
     CHECK ((verdict = 'lost') = (reason IS NOT NULL))
 );
 
--- The audit trail: what each node decided and saw, in batches. Append-only.
+-- The audit trail: what each node decided and saw, in batches. Append-only. Arrays run in parallel;
+-- times are milliseconds after `at`. `considered` counts the connected mechanics that were looked at:
+-- who is in neither list was ruled out by the strategy itself, or was not connected.
 CREATE TABLE routing_decisions (
     request_id        uuid NOT NULL REFERENCES session_requests,
     generation        integer NOT NULL,
@@ -357,25 +399,46 @@ CREATE TABLE routing_decisions (
     node_id           uuid NOT NULL,
     batch             bigint NOT NULL,
     strategy          text NOT NULL,
+    at                timestamptz NOT NULL,
+    considered        integer NOT NULL,
     mechanic_ids      uuid[] NOT NULL,
     scores            integer[] NOT NULL,
-    sent_at           timestamptz[] NOT NULL,
+    sent_ms           integer[] NOT NULL,
     excluded_ids      uuid[] NOT NULL,
     excluded_reasons  text[] NOT NULL,
     seen_mechanic_ids uuid[] NOT NULL,
-    seen_at           timestamptz[] NOT NULL,
-    at                timestamptz NOT NULL,
+    seen_ms           integer[] NOT NULL,
     PRIMARY KEY (request_id, generation, stage, node_id, batch)
 );
+CREATE INDEX routing_decisions_at_idx ON routing_decisions (at);
 
--- The history of a session, append-only.
+-- When a node had heard of a booking (the webhook, or the intake of a free one) and when its
+-- transaction was committed: what no row inside that transaction can know. Append-only.
+CREATE TABLE request_receipts (
+    request_id   uuid PRIMARY KEY REFERENCES session_requests,
+    node_id      uuid NOT NULL,
+    received_at  timestamptz NOT NULL,
+    committed_at timestamptz NOT NULL
+);
+
+-- The policies under which nodes decided, by a name that follows from their content.
+CREATE TABLE policies (
+    id     uuid PRIMARY KEY,
+    policy jsonb NOT NULL
+);
+
+-- The history of a session, append-only. The first line of every change of the booking carries the
+-- version that the change made, and the event and policy that the core decided by (R11a).
 CREATE TABLE session_events (
     id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     session_id uuid NOT NULL REFERENCES sessions,
     type       text NOT NULL,
     user_id    uuid REFERENCES users,
     metadata   jsonb NOT NULL DEFAULT '{}',
-    at         timestamptz NOT NULL
+    at         timestamptz NOT NULL,
+    version    integer,
+    event      jsonb,
+    policy_id  uuid REFERENCES policies
 );
 CREATE INDEX session_events_session_idx ON session_events (session_id, id);
 
@@ -386,6 +449,8 @@ END $$;
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON session_events
     FOR EACH ROW EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON routing_decisions
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON request_receipts
     FOR EACH ROW EXECUTE FUNCTION refuse_change();
 
 
@@ -423,7 +488,7 @@ CREATE TABLE stripe_events (
 -- Effects to be delivered outside the database, each once, by whichever node claims it.
 CREATE TABLE outbox (
     id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    kind            text NOT NULL CHECK (kind IN ('refund')),
+    kind            text NOT NULL CHECK (kind IN ('refund', 'push')),
     idempotency_key text NOT NULL UNIQUE,
     payload         jsonb NOT NULL,
     attempts        integer NOT NULL DEFAULT 0,

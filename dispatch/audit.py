@@ -32,24 +32,34 @@ class Audit:
         self._next_batch = 1
         self._batches: dict[tuple[UUID, int, Stage], DecisionBatch] = {}
 
-    def offered(self, booking: Booking, mechanic_id: UUID, score: int, at: datetime) -> None:
-        """An offer was written to a mechanic's sockets."""
-        batch = self._batch(booking)
-        batch.mechanic_ids.append(mechanic_id)
-        batch.scores.append(score)
-        batch.sent_at.append(at)
+    def considered(
+        self,
+        booking: Booking,
+        count: int,
+        mechanic_ids: list[UUID],
+        scores: list[int],
+        excluded: list[tuple[UUID, str]],
+        at: datetime,
+    ) -> None:
+        """One look at `count` connected mechanics: who was written an offer at `at`, who was not.
 
-    def excluded(self, booking: Booking, mechanic_id: UUID, reason: str) -> None:
-        """A connected mechanic was not offered this stage."""
-        batch = self._batch(booking)
-        batch.excluded_ids.append(mechanic_id)
-        batch.excluded_reasons.append(reason)
+        A broadcast to thousands costs as much as one to few, until the rows are written.
+        """
+        batch = self._batch(booking, at)
+        batch.considered += count
+        batch.mechanic_ids += mechanic_ids
+        batch.scores += scores
+        batch.sent_ms += [_ms_after(batch.at, at)] * len(mechanic_ids)
+        for mechanic_id, reason in excluded:
+            batch.excluded_ids.append(mechanic_id)
+            batch.excluded_reasons.append(reason)
 
     def seen(self, booking: Booking, mechanic_id: UUID) -> None:
         """A mechanic's client showed the card."""
-        batch = self._batch(booking)
+        at = self._now()
+        batch = self._batch(booking, at)
         batch.seen_mechanic_ids.append(mechanic_id)
-        batch.seen_at.append(self._now())
+        batch.seen_ms.append(_ms_after(batch.at, at))
 
     async def run(self) -> None:
         """Writes what was gathered, until cancelled."""
@@ -71,7 +81,7 @@ class Audit:
                 log.warning("audit: a batch was dropped, the database is away for too long")
             self._batches = kept
 
-    def _batch(self, booking: Booking) -> DecisionBatch:
+    def _batch(self, booking: Booking, at: datetime) -> DecisionBatch:
         assert booking.stage is not None
         key = (booking.request_id, booking.generation, booking.stage)
         batch = self._batches.get(key)
@@ -83,14 +93,19 @@ class Audit:
                 node_id=self._node_id,
                 batch=self._next_batch,
                 strategy=booking.routing.value,
+                at=at,
+                considered=0,
                 mechanic_ids=[],
                 scores=[],
-                sent_at=[],
+                sent_ms=[],
                 excluded_ids=[],
                 excluded_reasons=[],
                 seen_mechanic_ids=[],
-                seen_at=[],
-                at=self._now(),
+                seen_ms=[],
             )
             self._next_batch += 1
         return batch
+
+
+def _ms_after(begin: datetime, moment: datetime) -> int:
+    return round((moment - begin).total_seconds() * 1000)

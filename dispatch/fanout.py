@@ -6,7 +6,7 @@ nobody computes another's list. No await anywhere: a change is shown as a whole,
 Imports `core`, `board`, `hub`, `audience`, `audit`, `frames`, `hints` and `protocol`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from uuid import UUID
@@ -130,26 +130,31 @@ class Fanout:
                 return
         now = self._now()
         asked: list[UUID] = []
+        scores: list[int] = []
+        excluded: list[tuple[UUID, str]] = []
         prepared: dict[routing.Terms, bytes] = {}
-        for mechanic in self._pool_of(booking):
+        pool = self._pool_of(booking)
+        for mechanic in pool:
+            mechanic_id = mechanic.candidate.mechanic_id
             reason = routing.exclusion(booking, mechanic.candidate, self._capacity)
             if reason is not None:
                 if reason not in _SELF_EVIDENT:
-                    self._audit.excluded(booking, mechanic.candidate.mechanic_id, reason)
+                    excluded.append((mechanic_id, reason))
                 continue
             terms = routing.terms(booking, mechanic.candidate)
             data = prepared.get(terms)
             if data is None:
                 data = prepared[terms] = prepare(frames.offer(change.after, terms, now))
-            asked.append(mechanic.candidate.mechanic_id)
+            asked.append(mechanic_id)
+            scores.append(terms.score)
             mechanic.offer(data, booking.request_id, booking.offer_id)
-            self._audit.offered(booking, mechanic.candidate.mechanic_id, terms.score, now)
+        self._audit.considered(booking, len(pool), asked, scores, excluded, now)
         self._count(booking, asked)
 
-    def _pool_of(self, booking: Booking) -> Iterable[OnlineMechanic]:
+    def _pool_of(self, booking: Booking) -> Sequence[OnlineMechanic]:
         """Whom to ask about: nobody but the favourite is looked at in her stage."""
         if booking.stage is not Stage.PRIORITY:
-            return self._hub.mechanics()
+            return self._hub.mechanics_in_turn()
         assert booking.preferred_mechanic_id is not None
         favourite = self._hub.mechanic(booking.preferred_mechanic_id)
         return () if favourite is None else (favourite,)
@@ -245,7 +250,8 @@ class Fanout:
         booking = entry.booking
         mechanic.shown[booking.request_id] = booking.offer_id
         score = routing.terms(booking, mechanic.candidate).score
-        self._audit.offered(booking, mechanic.candidate.mechanic_id, score, self._now())
+        mechanic_id = mechanic.candidate.mechanic_id
+        self._audit.considered(booking, 1, [mechanic_id], [score], [], self._now())
         self._count(booking, (mechanic.candidate.mechanic_id,))
 
     def _is_free(self, mechanic: OnlineMechanic) -> bool:

@@ -2,11 +2,13 @@
 
 One job: find the sockets of a user, and keep beside each online mechanic what routing must know of
 her and which cards she is shown. Bytes are prepared once and written to many; a socket bounds its
-own outbox. No I/O of its own, no decisions; imports `core`, `protocol` and nothing else of ours.
+own outbox. No I/O of its own; decides nothing but whose turn
+it is to be written to first. Imports `core`, `protocol` and nothing else of ours.
 """
 
+import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Protocol
 from uuid import UUID
@@ -106,9 +108,15 @@ class Hub:
         """The mechanic, if she has a socket here."""
         return self._mechanics.get(mechanic_id)
 
-    def mechanics(self) -> Iterable[OnlineMechanic]:
-        """Everyone who has a socket here; not to be changed while iterating."""
-        return self._mechanics.values()
+    def mechanics_in_turn(self) -> list[OnlineMechanic]:
+        """Everyone who has a socket here, beginning each time with another one.
+
+        Whoever is written to first has a head start, so that nobody is first by accident, or
+        because she connected early: the beginning is drawn anew for every broadcast.
+        """
+        everyone = list(self._mechanics.values())
+        begin = random.randrange(len(everyone)) if everyone else 0
+        return everyone[begin:] + everyone[:begin]
 
     def set_candidate(self, mechanic: OnlineMechanic, candidate: Candidate) -> None:
         """Routing sees these facts of her from now on."""

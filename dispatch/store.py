@@ -62,8 +62,8 @@ class Arrivals(Struct, frozen=True):
     entries: list[Entry]
 
 
-class DecisionBatch(Struct, frozen=True, kw_only=True):
-    """One row of the audit trail; arrays run in parallel."""
+class DecisionBatch(Struct, kw_only=True):
+    """One row of the audit trail; arrays run in parallel, `…_ms` are milliseconds after `at`."""
 
     request_id: UUID
     generation: int
@@ -71,14 +71,15 @@ class DecisionBatch(Struct, frozen=True, kw_only=True):
     node_id: UUID
     batch: int
     strategy: str
+    at: datetime
+    considered: int
     mechanic_ids: list[UUID]
     scores: list[int]
-    sent_at: list[datetime]
+    sent_ms: list[int]
     excluded_ids: list[UUID]
     excluded_reasons: list[str]
     seen_mechanic_ids: list[UUID]
-    seen_at: list[datetime]
-    at: datetime
+    seen_ms: list[int]
 
 
 class Store:

@@ -131,7 +131,7 @@ UPDATE mechanics SET available = $2 WHERE id = $1
 
 -- name: write_decision
 -- One batch of the audit trail.
-INSERT INTO routing_decisions (request_id, generation, stage, node_id, batch, strategy, mechanic_ids,
-                               scores, sent_at, excluded_ids, excluded_reasons, seen_mechanic_ids,
-                               seen_at, at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+INSERT INTO routing_decisions (request_id, generation, stage, node_id, batch, strategy, at, considered,
+                               mechanic_ids, scores, sent_ms, excluded_ids, excluded_reasons,
+                               seen_mechanic_ids, seen_ms)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)

@@ -15,18 +15,19 @@ SELECT e.type, e.user_id, u.name, e.metadata ->> 'detail' AS detail, e.at
  WHERE r.id = $1 ORDER BY e.id
 
 -- name: sent
--- To whom each node wrote the offer, at which score, and when they saw it.
-SELECT d.generation, d.stage, d.node_id, s.mechanic_id, u.name, s.score, s.sent_at
+-- To whom each node wrote the offer, at which score, and when.
+SELECT d.generation, d.stage, d.node_id, s.mechanic_id, u.name, s.score,
+       d.at + s.ms * interval '1 ms' AS sent_at
   FROM routing_decisions d
- CROSS JOIN LATERAL unnest(d.mechanic_ids, d.scores, d.sent_at) AS s (mechanic_id, score, sent_at)
+ CROSS JOIN LATERAL unnest(d.mechanic_ids, d.scores, d.sent_ms) AS s (mechanic_id, score, ms)
   JOIN users u ON u.id = s.mechanic_id
- WHERE d.request_id = $1 ORDER BY s.sent_at
+ WHERE d.request_id = $1 ORDER BY sent_at
 
 -- name: seen
 -- Who showed the card, and when.
-SELECT d.generation, s.mechanic_id, min(s.seen_at) AS seen_at
+SELECT d.generation, s.mechanic_id, min(d.at + s.ms * interval '1 ms') AS seen_at
   FROM routing_decisions d
- CROSS JOIN LATERAL unnest(d.seen_mechanic_ids, d.seen_at) AS s (mechanic_id, seen_at)
+ CROSS JOIN LATERAL unnest(d.seen_mechanic_ids, d.seen_ms) AS s (mechanic_id, ms)
  WHERE d.request_id = $1 GROUP BY d.generation, s.mechanic_id
 
 -- name: excluded

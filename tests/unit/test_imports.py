@@ -125,7 +125,7 @@ def test_nothing_below_the_dispatcher_imports_it(name: str) -> None:
     assert offenders(IMPORTS, "dispatch.dispatcher") & below == set()
 
 
-@pytest.mark.parametrize("name", ["http", "websocket"])
+@pytest.mark.parametrize("name", ["http", "endpoints", "websocket"])
 def test_the_outer_shells_call_and_never_decide(name: str) -> None:
     deciding = offenders(IMPORTS, "dispatch.core.lifecycle") | offenders(
         IMPORTS, "dispatch.core.routing"

@@ -1,0 +1,125 @@
+"""From the intake to the payment, and what a customer does with an open request."""
+
+from datetime import timedelta
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+from msgspec import Meta, Struct
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from dispatch import payments, people, sessions
+from dispatch.core.types import Role
+from dispatch.endpoints.area import Area, Path
+from dispatch.exchange import body, ok, path_id, query, raw_body
+from dispatch.pages import page
+
+MAX_WEBHOOK_BYTES: Final = 512 * 1024  # Stripe's events are larger than what clients may send
+
+
+class Waiver(Struct, frozen=True):
+    """`POST /api/waiver/sign`."""
+
+    intake_id: UUID
+    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    version: Annotated[str, Meta(min_length=1, max_length=50)]
+
+
+class Bookings(Area):
+    """Intakes, waivers, checkouts, webhooks and requests."""
+
+    def paths(self) -> list[Path]:
+        """Every path of the area."""
+        return [
+            ("POST", "/api/intake/start", self.start_intake),
+            ("POST", "/api/waiver/sign", self.sign_waiver),
+            ("GET", "/api/checkout/create-session", self.create_checkout),
+            ("POST", "/api/stripe/webhook", self.stripe_webhook),
+            ("GET", "/checkout/success", self.checkout_success),
+            ("GET", "/checkout/cancel", self.checkout_cancel),
+            ("GET", "/api/requests/{id}", self.request),
+            ("POST", "/api/requests/{id}/cancel", self.cancel_request),
+            ("POST", "/api/requests/{id}/widen", self.widen_request),
+        ]
+
+    async def start_intake(self, request: Request) -> Response:
+        """Stores a wish; a free plan is a session at once."""
+        caller = await self.caller(request, Role.CUSTOMER)
+        form = await body(request, sessions.IntakeForm)
+        ttl = timedelta(seconds=self.node.config.request_ttl_seconds)
+        started = await sessions.start_intake(self.node.pool, caller.user_id, form, ttl)
+        answer: dict[str, Any] = {"intake_id": started.intake_id, "redirect": started.redirect}
+        if started.created is not None:
+            self.node.dispatcher.opened(started.created.request_id)
+            answer |= {
+                "session_id": started.created.session_id,
+                "request_id": started.created.request_id,
+                "type": started.created.type,
+                "status": started.created.status,
+            }
+        return ok(answer, status=201)
+
+    async def sign_waiver(self, request: Request) -> Response:
+        """Who, when, which version, from where (S5)."""
+        caller = await self.caller(request, Role.CUSTOMER)
+        form = await body(request, Waiver)
+        name, address = people.checked_name(form.name), self.address(request)
+        await sessions.sign_waiver(
+            self.node.pool, caller.user_id, form.intake_id, name, form.version, address
+        )
+        return ok({"intake_id": form.intake_id})
+
+    async def create_checkout(self, request: Request) -> Response:
+        """To Stripe's hosted page; its address as JSON for who asks for JSON (C1)."""
+        caller = await self.caller(request, Role.CUSTOMER)
+        asked = query(request, payments.CheckoutQuery)
+        node = self.node
+        url = await payments.create_checkout(
+            node.pool, node.stripe, node.config, caller.user_id, asked
+        )
+        if "application/json" in request.headers.get("accept", ""):
+            return ok({"url": url})
+        return RedirectResponse(url, status_code=303, headers={"cache-control": "no-store"})
+
+    async def stripe_webhook(self, request: Request) -> Response:
+        """200 after the commit (C2). What was booked is dispatched then."""
+        node = self.node
+        raw = await raw_body(request, MAX_WEBHOOK_BYTES)
+        signature = request.headers.get("stripe-signature")
+        outcome = await payments.handle_webhook(node.pool, node.config, raw, signature)
+        node.metrics.webhook(outcome.result)
+        if outcome.created is not None:
+            node.dispatcher.opened(outcome.created.request_id)
+        if outcome.refund_queued:
+            node.outbox.wake()
+        return ok()
+
+    async def checkout_success(self, request: Request) -> Response:
+        """Says thank you. Only the webhook books."""
+        return page(
+            "Thank you",
+            "Your payment is being confirmed. Your booking starts as soon as it is; "
+            "you can follow it where you began.",
+        )
+
+    async def checkout_cancel(self, request: Request) -> Response:
+        """Says that nothing happened."""
+        return page("Nothing was charged", "You left the payment page. You can begin again.")
+
+    async def request(self, request: Request) -> Response:
+        """The frame `request.status` of the customer's own request."""
+        caller = await self.caller(request, Role.CUSTOMER)
+        entry = await self.node.dispatcher.customer_entry(caller.user_id, path_id(request))
+        return self.request_state(entry)
+
+    async def cancel_request(self, request: Request) -> Response:
+        """Before an accept; afterwards it is the end of the session."""
+        caller = await self.caller(request, Role.CUSTOMER)
+        entry = await self.node.dispatcher.cancel(caller.user_id, path_id(request))
+        return self.request_state(entry)
+
+    async def widen_request(self, request: Request) -> Response:
+        """A priority or head-start stage ends now."""
+        caller = await self.caller(request, Role.CUSTOMER)
+        entry = await self.node.dispatcher.widen(caller.user_id, path_id(request))
+        return self.request_state(entry)
