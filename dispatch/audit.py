@@ -7,6 +7,7 @@ away the rows are kept, up to a bound, and the oldest are dropped beyond it with
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from datetime import datetime
 from typing import Final
@@ -14,7 +15,7 @@ from uuid import UUID
 
 from dispatch.core.types import Booking, Stage
 from dispatch.errors import Unavailable
-from dispatch.store import DecisionBatch, Store
+from dispatch.store import DecisionBatch, Receipt, Store
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class Audit:
         self._now = now
         self._next_batch = 1
         self._batches: dict[tuple[UUID, int, Stage], DecisionBatch] = {}
+        self._receipts: deque[Receipt] = deque(maxlen=MAX_BATCHES)
 
     def considered(
         self,
@@ -61,6 +63,10 @@ class Audit:
         batch.seen_mechanic_ids.append(mechanic_id)
         batch.seen_ms.append(_ms_after(batch.at, at))
 
+    def receipt(self, request_id: UUID, received_at: datetime) -> None:
+        """A booking that this node had heard of at `received_at` has just been committed."""
+        self._receipts.append(Receipt(request_id, self._node_id, received_at, self._now()))
+
     async def run(self) -> None:
         """Writes what was gathered, until cancelled."""
         while True:
@@ -69,17 +75,19 @@ class Audit:
 
     async def flush(self) -> None:
         """Writes what was gathered now; keeps it for later when Postgres is away."""
-        if not self._batches:
+        if not (self._batches or self._receipts):
             return
-        written, self._batches = self._batches, {}
+        batches, self._batches = self._batches, {}
+        receipts, self._receipts = self._receipts, deque(maxlen=MAX_BATCHES)
         try:
-            await self._store.write_decisions(written.values())
+            await self._store.write_audit(batches.values(), receipts)
         except Unavailable:
-            kept = {**written, **self._batches}
+            kept = {**batches, **self._batches}
             while len(kept) > MAX_BATCHES:
                 del kept[next(iter(kept))]
                 log.warning("audit: a batch was dropped, the database is away for too long")
             self._batches = kept
+            self._receipts.extendleft(reversed(receipts))
 
     def _batch(self, booking: Booking, at: datetime) -> DecisionBatch:
         assert booking.stage is not None

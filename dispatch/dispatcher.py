@@ -22,6 +22,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from dispatch import payments
+from dispatch.audit import Audit
 from dispatch.board import Board
 from dispatch.core import lifecycle, messages, routing
 from dispatch.core.types import (
@@ -97,6 +98,7 @@ class Dispatcher:
         store: Store,
         board: Board,
         fanout: Fanout,
+        audit: Audit,
         presence: PresenceRegistry,
         clock: Clock,
         tasks: Tasks,
@@ -109,6 +111,7 @@ class Dispatcher:
         self._store = store
         self._board = board
         self._fanout = fanout
+        self._audit = audit
         self._presence = presence
         self._clock = clock
         self._tasks = tasks
@@ -121,8 +124,12 @@ class Dispatcher:
 
     # --- time
 
-    def opened(self, request_id: UUID) -> None:
-        """A session was made: its request opens now, or its slot's time is armed."""
+    def opened(self, request_id: UUID, received_at: datetime) -> None:
+        """A session was made and committed: its request opens now, or its slot's time is armed.
+
+        `received_at` is when this node had heard of the booking (the waterfall of R8a).
+        """
+        self._audit.receipt(request_id, received_at)
         self._tasks.spawn(self.fire(request_id), f"open {request_id}")
 
     async def fire(self, request_id: UUID) -> None:

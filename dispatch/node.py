@@ -103,6 +103,7 @@ class Node:
             self.store,
             self.board,
             self.fanout,
+            self.audit,
             self.presence,
             self.clock,
             self.tasks,

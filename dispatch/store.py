@@ -14,6 +14,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 from msgspec import Struct
+from msgspec.structs import astuple
 
 from dispatch import queries
 from dispatch.core.types import Booking, Candidate
@@ -80,6 +81,15 @@ class DecisionBatch(Struct, kw_only=True):
     excluded_reasons: list[str]
     seen_mechanic_ids: list[UUID]
     seen_ms: list[int]
+
+
+class Receipt(Struct, frozen=True):
+    """When a node had heard of a booking, and when its transaction was committed."""
+
+    request_id: UUID
+    node_id: UUID
+    received_at: datetime
+    committed_at: datetime
 
 
 class Store:
@@ -273,12 +283,13 @@ class Store:
             rows = await connection.fetch(_SQL["candidates"], [mechanic_id])
         return _facts(rows[0]) if rows else None
 
-    async def write_decisions(self, batches: Iterable[DecisionBatch]) -> None:
+    async def write_audit(
+        self, batches: Iterable[DecisionBatch], receipts: Iterable[Receipt]
+    ) -> None:
         """Adds rows to the audit trail, all or none."""
         async with transaction(self.pool) as connection:
-            await connection.executemany(
-                _SQL["write_decision"], [msgspec.structs.astuple(batch) for batch in batches]
-            )
+            for name, rows in (("write_decision", batches), ("write_receipt", receipts)):
+                await connection.executemany(_SQL[name], [astuple(row) for row in rows])
 
     # --- one place for the loss of Postgres
 

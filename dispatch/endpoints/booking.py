@@ -44,13 +44,14 @@ class Bookings(Area):
 
     async def start_intake(self, request: Request) -> Response:
         """Stores a wish; a free plan is a session at once."""
+        received_at = self.node.clock.now()
         caller = await self.caller(request, Role.CUSTOMER)
         form = await body(request, sessions.IntakeForm)
         ttl = timedelta(seconds=self.node.config.request_ttl_seconds)
         started = await sessions.start_intake(self.node.pool, caller.user_id, form, ttl)
         answer: dict[str, Any] = {"intake_id": started.intake_id, "redirect": started.redirect}
         if started.created is not None:
-            self.node.dispatcher.opened(started.created.request_id)
+            self.node.dispatcher.opened(started.created.request_id, received_at)
             answer |= {
                 "session_id": started.created.session_id,
                 "request_id": started.created.request_id,
@@ -84,12 +85,13 @@ class Bookings(Area):
     async def stripe_webhook(self, request: Request) -> Response:
         """200 after the commit (C2). What was booked is dispatched then."""
         node = self.node
+        received_at = node.clock.now()
         raw = await raw_body(request, MAX_WEBHOOK_BYTES)
         signature = request.headers.get("stripe-signature")
         outcome = await payments.handle_webhook(node.pool, node.config, raw, signature)
         node.metrics.webhook(outcome.result)
         if outcome.created is not None:
-            node.dispatcher.opened(outcome.created.request_id)
+            node.dispatcher.opened(outcome.created.request_id, received_at)
         if outcome.refund_queued:
             node.outbox.wake()
         return ok()

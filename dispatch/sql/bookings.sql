@@ -135,3 +135,8 @@ INSERT INTO routing_decisions (request_id, generation, stage, node_id, batch, st
                                mechanic_ids, scores, sent_ms, excluded_ids, excluded_reasons,
                                seen_mechanic_ids, seen_ms)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+
+-- name: write_receipt
+-- When a booking was heard of, and committed; the first word counts.
+INSERT INTO request_receipts (request_id, node_id, received_at, committed_at) VALUES ($1, $2, $3, $4)
+ON CONFLICT (request_id) DO NOTHING

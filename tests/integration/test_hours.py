@@ -41,7 +41,7 @@ async def test_a_favourite_who_saw_it_has_ten_minutes_alone(
         booking = await book(
             connection, routing_type="priority_broadcast", preferred_mechanic_id=favourite
         )
-        living.node.dispatcher.opened(booking.request_id)
+        living.node.dispatcher.opened(booking.request_id, living.node.clock.now())
         offer = await named.until("offer", stage="priority", preferred=True)
         await named.send("offer.seen", offer_id=offer["offer_id"])
         await eventually(lambda: _seen(connection, booking.request_id))
@@ -76,7 +76,7 @@ async def test_a_favourite_waited_for_gets_it_when_she_comes_and_others_after_th
             preferred_mechanic_id=favourite,
             wait_for_preferred=True,
         )
-        living.node.dispatcher.opened(booking.request_id)
+        living.node.dispatcher.opened(booking.request_id, living.node.clock.now())
         await eventually(lambda: _stage(connection, booking.request_id, "priority"))
 
         await pass_time(database_url, 12 * 60, living)
@@ -95,7 +95,7 @@ async def test_a_request_that_nobody_takes_for_two_hours_expires(
     async with living_node(make_config(**TRUE_SECONDS)) as living:
         booking = await book(connection)
         async with living.client(booking.customer_id, "customer") as customer:
-            living.node.dispatcher.opened(booking.request_id)
+            living.node.dispatcher.opened(booking.request_id, living.node.clock.now())
             await customer.until("request.status", stage="open", mechanics_online=0)
             await pass_time(database_url, 7201, living)
             last = await customer.until("request.status", status="expired")
@@ -114,7 +114,7 @@ async def test_an_absent_mechanic_counts_as_having_cancelled_after_five_minutes(
     ):
         booking = await book(connection)
         async with living.client(booking.customer_id, "customer") as customer:
-            living.node.dispatcher.opened(booking.request_id)
+            living.node.dispatcher.opened(booking.request_id, living.node.clock.now())
             offer = await winner.until("offer")
             await loser.until("offer")
             accept_id = "6f1c1f8e-53a5-4a80-8f5e-0c8f2d6c1b11"
