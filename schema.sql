@@ -231,7 +231,7 @@ CREATE TABLE waivers (
     name      text NOT NULL CHECK (length(name) BETWEEN 1 AND 200),
     version   text NOT NULL CHECK (length(version) BETWEEN 1 AND 50),
     address   text NOT NULL,
-    signed_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    signed_at timestamptz NOT NULL DEFAULT dispatch_now()
 );
 
 
@@ -320,6 +320,7 @@ CREATE TABLE session_requests (
     opens_at                timestamptz NOT NULL,
     stage_ends_at           timestamptz,
     next_attempt_at         timestamptz,
+    seen_at                 timestamptz,  -- when the favourite saw the present round
     expires_at              timestamptz NOT NULL,
     warned_at               timestamptz,
     -- The least of all deadlines of request and session; null when nothing is to happen by itself.
@@ -527,7 +528,7 @@ SELECT r.id AS request_id, r.session_id, r.customer_id, r.offer_id, r.session_ty
        r.generation, r.version, r.attempt, r.mechanic_id, r.accept_id, r.workshop_id,
        s.customer_joined_at, s.mechanic_joined_at, r.created_at, r.opens_at,
        slot.ends_at AS slot_ends_at, r.expires_at, r.accepted_at, r.stage_ends_at,
-       r.next_attempt_at, r.priority_notified_at, r.fallback_broadcast_at, s.join_by,
+       r.next_attempt_at, r.seen_at, r.priority_notified_at, r.fallback_broadcast_at, s.join_by,
        s.started_at, s.ends_at, r.warned_at, s.ended_by, r.message
   FROM session_requests r
   JOIN sessions s ON s.id = r.session_id
@@ -607,8 +608,9 @@ BEGIN
     INSERT INTO session_assignments (offer_id, request_id, session_id, generation, status, offered_at)
     VALUES (v_offer, create_session.request_id, create_session.session_id, 1, 'queued', v_now);
 
-    INSERT INTO session_events (session_id, type, user_id, at)
-    VALUES (create_session.session_id, 'created', i.customer_id, v_now);
+    INSERT INTO session_events (session_id, type, user_id, at, version, metadata)
+    VALUES (create_session.session_id, 'created', i.customer_id, v_now, 1,
+            jsonb_build_object('expires_at', v_opens + p_ttl));
 
     -- Last: a session that is just ending frees its seat after its own row is written.
     UPDATE slots SET taken = taken + 1 WHERE id = i.slot_id;
@@ -643,7 +645,7 @@ BEGIN
            message = b.message, mechanic_id = b.mechanic_id, accept_id = b.accept_id,
            accepted_at = b.accepted_at, priority_notified_at = b.priority_notified_at,
            fallback_broadcast_at = b.fallback_broadcast_at, stage_ends_at = b.stage_ends_at,
-           next_attempt_at = b.next_attempt_at, expires_at = b.expires_at,
+           next_attempt_at = b.next_attempt_at, seen_at = b.seen_at, expires_at = b.expires_at,
            warned_at = b.warned_at, due_at = p_due_at,
            priority_window_minutes = CASE
                WHEN b.stage = 'priority' THEN
@@ -701,7 +703,7 @@ CREATE TRIGGER session_request_populate_workshop
 -- Returns verdict, reason, the request and session, and for a fresh win the entry for the boards.
 CREATE FUNCTION accept_offer(
     p_offer_id uuid, p_mechanic_id uuid, p_accept_id uuid,
-    p_capacity integer, p_join interval, p_message text
+    p_capacity integer, p_join interval, p_message text, p_policy_id uuid DEFAULT NULL
 ) RETURNS TABLE (verdict text, reason text, request_id uuid, session_id uuid, entry json)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -784,8 +786,10 @@ BEGIN
         UPDATE session_assignments a
            SET status = 'assigned', outcome = 'taken', mechanic_id = p_mechanic_id, ended_at = v_now
          WHERE a.offer_id = p_offer_id;
-        INSERT INTO session_events (session_id, type, user_id, at)
-        VALUES (r.session_id, 'accepted', p_mechanic_id, v_now);
+        INSERT INTO session_events (session_id, type, user_id, at, version, policy_id, event)
+        VALUES (r.session_id, 'accepted', p_mechanic_id, v_now, r.version + 1, p_policy_id,
+                jsonb_build_object('type', 'Accept', 'candidate', to_jsonb(m),
+                                   'offer_id', p_offer_id, 'accept_id', p_accept_id));
         SELECT e.entry INTO entry FROM booking_entries e WHERE e.request_id = r.id;
     END IF;
 

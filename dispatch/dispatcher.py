@@ -53,6 +53,7 @@ from dispatch.core.types import (
     Seen,
     Stage,
     StartRound,
+    Summon,
     Warn,
     Widen,
 )
@@ -107,6 +108,7 @@ class Dispatcher:
         publish: Callable[[Hint], None],
         refunds_queued: Callable[[], None],
         policy: Policy,
+        policy_id: UUID,
     ) -> None:
         self._store = store
         self._board = board
@@ -119,6 +121,7 @@ class Dispatcher:
         self._publish = publish
         self._refunds_queued = refunds_queued
         self._policy = policy
+        self._policy_id = policy_id
         self._firing: set[UUID] = set()
         self.timers = Timers(clock, self._timer_fired)
 
@@ -226,6 +229,7 @@ class Dispatcher:
                 capacity=self._policy.mechanic_capacity,
                 join_seconds=self._policy.join_seconds,
                 message=messages.ACCEPTED,
+                policy_id=self._policy_id,
             )
         except asyncpg.UniqueViolationError:  # the backstop: her slot was taken meanwhile
             return Answer(reason="busy")
@@ -259,7 +263,7 @@ class Dispatcher:
         await self._change(entry.booking.request_id, Decline(candidate, offer_id, reason))
 
     async def seen(self, mechanic_id: UUID, offer_id: UUID) -> None:
-        """Her client showed the card; of a favourite's it ends the re-sends (O3).
+        """Her client showed the card; a favourite's first sight ends the re-sends (O3).
 
         A card that is gone by now changes nothing, and is no error: nobody waits for an answer.
         """
@@ -269,7 +273,7 @@ class Dispatcher:
         booking = entry.booking
         self._fanout.note_seen(mechanic_id, booking)
         named = booking.stage is Stage.PRIORITY and mechanic_id == booking.preferred_mechanic_id
-        if named and booking.next_attempt_at is not None:
+        if named and booking.seen_at is None:
             with contextlib.suppress(Rejected):
                 await self._change(booking.request_id, Seen(mechanic_id))
 
@@ -370,7 +374,7 @@ class Dispatcher:
             if decision.rejection is not None:
                 raise Rejected(decision.rejection)
             changed = decision.booking is not before
-            after = await self._commit(locked, decision) if changed else locked.entry
+            after = await self._commit(locked, event, decision) if changed else locked.entry
         if changed:
             self._announce(after)
         if Warn() in decision.effects:
@@ -383,11 +387,13 @@ class Dispatcher:
         known = self._board.get(entry.booking.request_id)
         return entry if known is None or known.booking.version < entry.booking.version else known
 
-    async def _commit(self, locked: Locked, decision: Decision) -> Entry:
+    async def _commit(self, locked: Locked, event: Event, decision: Decision) -> Entry:
         booking = decision.booking
         if StartRound() in decision.effects:
             booking = replace(booking, offer_id=uuid4())
         await self._store.save(locked, booking, lifecycle.due_at(booking, self._policy))
+        lines = [effect for effect in decision.effects if isinstance(effect, Log)]
+        await self._store.record(locked, booking.version, event, self._policy_id, lines)
         for effect in decision.effects:
             await self._perform(locked, booking, effect)
         display = locked.entry.display
@@ -400,21 +406,21 @@ class Dispatcher:
     async def _perform(self, locked: Locked, booking: Booking, effect: Effect) -> None:
         """The effects that belong into the transaction."""
         match effect:
-            case Log(type_, user_id, detail):
-                await self._store.log_event(locked, type_, user_id, detail)
             case EndRound(outcome, status):
                 await self._store.end_round(locked, status, outcome)
             case StartRound():
                 await self._store.start_round(locked, booking)
             case Ask(mechanic_id, attempt):
                 await self._store.ask(locked, mechanic_id, routing.SCORE_FAVOURITE, attempt)
+            case Summon():
+                pass
             case Answered(mechanic_id, status, reason):
                 await self._store.answer(locked, mechanic_id, status, reason)
             case Refund(reason):
                 if await payments.queue_refund(locked.connection, booking.session_id, reason):
                     self._refunds_queued()
-            case Warn():
-                pass  # told after the commit
+            case Log() | Warn():
+                pass  # recorded together; told after the commit
             case _ as unreachable:
                 assert_never(unreachable)
 

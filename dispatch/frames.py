@@ -64,7 +64,8 @@ def request_state(entry: Entry, notified: int, online: int, now: datetime) -> Re
     """How the customer sees the dispatching of her booking."""
     booking, display = entry.booking, entry.display
     message = booking.message
-    if booking.stage is Stage.OPEN and online == 0 and message == messages.LOOKING:
+    looking = message in (messages.LOOKING, messages.FALLEN_BACK)
+    if booking.stage is Stage.OPEN and online == 0 and looking:
         message = messages.NOBODY_ONLINE
     card = None
     if booking.mechanic_id is not None:

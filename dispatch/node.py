@@ -69,7 +69,13 @@ class Node:
     """The parts of one node. Made by `start`, ended by `close`."""
 
     def __init__(
-        self, config: Config, node_id: UUID, pool: Pool, stripe: StripeClient, space: str
+        self,
+        config: Config,
+        node_id: UUID,
+        pool: Pool,
+        stripe: StripeClient,
+        space: str,
+        policy_id: UUID,
     ) -> None:
         self.config = config
         self.node_id = node_id
@@ -111,6 +117,7 @@ class Node:
             publish=self.bus.publish,
             refunds_queued=self.outbox.wake,
             policy=config.policy(),
+            policy_id=policy_id,
         )
         self.authenticator = Authenticator(config.jwt_secret, pool)
         self.gateway = Gateway(
@@ -141,7 +148,8 @@ class Node:
             api_base=config.stripe_api_base,
             public_url=config.public_url,
         )
-        node = cls(config, node_id, pool, stripe, await namespace(pool))
+        policy_id = await Store(pool).keep_policy(config.policy())
+        node = cls(config, node_id, pool, stripe, await namespace(pool), policy_id)
         await node.clock.measure(pool)
         await node.reconcile()
         return node

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import asyncpg
 import msgspec
@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import astuple
 
 from dispatch import queries
-from dispatch.core.types import Booking, Candidate
+from dispatch.core.types import Booking, Candidate, Event, Log, Policy
 from dispatch.database import Connection, Pool, transaction, unavailable_when_lost
 from dispatch.hints import Entry
 from dispatch.protocol import LostReason
@@ -26,6 +26,7 @@ _SQL: Final = queries.load("bookings")
 _decode_entry: Final = msgspec.json.Decoder(Entry).decode
 _encode: Final = msgspec.json.Encoder().encode
 
+_POLICIES: Final = UUID("5e0a1d3c-6f0f-4d0a-9a4e-3f2f0a7d9b61")  # the namespace of their names
 
 # The sweep is for what another node left due; sooner it would only race the timers.
 LEFT_TO_TIMERS: Final = timedelta(seconds=0.5)
@@ -183,12 +184,20 @@ class Store:
         )
         return busy
 
-    async def log_event(
-        self, locked: Locked, type_: str, user_id: UUID | None, detail: str | None
+    async def record(
+        self, locked: Locked, version: int, event: Event, policy_id: UUID, lines: Sequence[Log]
     ) -> None:
-        """Adds a line to the session's history."""
+        """Adds the lines of one change to the session's history, the event with the first."""
         await locked.connection.execute(
-            _SQL["log_event"], locked.entry.booking.session_id, type_, user_id, detail, locked.now
+            _SQL["record"],
+            locked.entry.booking.session_id,
+            locked.now,
+            version,
+            _encode(event).decode(),
+            policy_id,
+            [line.type for line in lines],
+            [line.user_id for line in lines],
+            [line.detail for line in lines],
         )
 
     async def end_round(self, locked: Locked, status: str, outcome: str) -> None:
@@ -255,6 +264,7 @@ class Store:
         capacity: int,
         join_seconds: float,
         message: str,
+        policy_id: UUID,
     ) -> Verdict:
         """Asks the judge, once: one round trip, one transaction (O1, O2)."""
         async with unavailable_when_lost():
@@ -266,6 +276,7 @@ class Store:
                 capacity,
                 timedelta(seconds=join_seconds),
                 message,
+                policy_id,
             )
         assert row is not None
         return Verdict(
@@ -282,6 +293,13 @@ class Store:
             await connection.execute(_SQL["set_available"], mechanic_id, available)
             rows = await connection.fetch(_SQL["candidates"], [mechanic_id])
         return _facts(rows[0]) if rows else None
+
+    async def keep_policy(self, policy: Policy) -> UUID:
+        """The name of this policy, by which what is decided under it is recorded."""
+        policy_id, document = policy_row(policy)
+        async with unavailable_when_lost():
+            await self.pool.execute(_SQL["keep_policy"], policy_id, document)
+        return policy_id
 
     async def write_audit(
         self, batches: Iterable[DecisionBatch], receipts: Iterable[Receipt]
@@ -300,6 +318,12 @@ class Store:
     async def _value(self, name: str, *arguments: Any) -> Any:
         async with unavailable_when_lost():
             return await self.pool.fetchval(_SQL[name], *arguments)
+
+
+def policy_row(policy: Policy) -> tuple[UUID, str]:
+    """A row of `policies`: the name follows from the content, the same on every node."""
+    document = _encode(policy).decode()
+    return uuid5(_POLICIES, document), document
 
 
 def _entry(document: str | None) -> Entry | None:

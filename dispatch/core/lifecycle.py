@@ -50,6 +50,7 @@ from dispatch.core.types import (
     SessionStatus,
     Stage,
     StartRound,
+    Summon,
     Warn,
     Widen,
 )
@@ -166,6 +167,7 @@ def decide(booking: Booking, event: Event, now: datetime, policy: Policy) -> Dec
         return decision
     assert after.status in MOVES[booking.status], f"{booking.status} -> {after.status}"
     assert after.session_status in SESSION_OF[after.status]
+    assert any(isinstance(effect, Log) for effect in decision.effects), "a change has a line"
     return replace(decision, booking=replace(after, version=booking.version + 1))
 
 
@@ -179,9 +181,8 @@ def _open(booking: Booking, event: Open, now: datetime, policy: Policy) -> Decis
         if booking.slot_ends_at is not None and booking.slot_ends_at <= now:
             return _expire(booking, now)
         if event.customer_busy:
-            return Decision(
-                replace(booking, next_attempt_at=now + _seconds(policy.offer_retry_seconds))
-            )
+            later = now + _seconds(policy.offer_retry_seconds)
+            return Decision(replace(booking, next_attempt_at=later), (Log("opening_postponed"),))
         booking = replace(
             booking,
             next_attempt_at=None,
@@ -206,13 +207,14 @@ def _open(booking: Booking, event: Open, now: datetime, policy: Policy) -> Decis
             return Decision(staged, (Log("opened", detail="preferred"),))
         case _:
             staged = replace(opened, stage=Stage.OPEN, message=messages.LOOKING)
-            return Decision(staged, (Log("opened", detail="open"),))
+            return Decision(staged, (Log("opened", detail="open"), *_summons(staged)))
 
 
 def _open_priority(booking: Booking, event: Open, now: datetime, policy: Policy) -> Decision:
     lost = _why_favourite_is_lost(booking, event, policy)
     if lost is not None:
-        return _fall_back(booking, lost, now)
+        fallen = _fall_back(booking, lost, now)
+        return replace(fallen, effects=(Log("opened", detail="open"), *fallen.effects))
     waited_for = booking.wait_for_preferred and event.favourite_presence is not Presence.ONLINE
     window = policy.wait_window_seconds if waited_for else policy.priority_window_seconds
     next_attempt = None if waited_for else now + _seconds(policy.offer_retry_seconds)
@@ -225,9 +227,11 @@ def _open_priority(booking: Booking, event: Open, now: datetime, policy: Policy)
         message=messages.WAITING_FOR_FAVOURITE if waited_for else messages.ASKING_FAVOURITE,
     )
     assert booking.preferred_mechanic_id is not None
+    # Her devices are notified where no socket of hers is known to be open.
+    push = event.favourite_presence is not Presence.ONLINE
     return Decision(
         staged,
-        (Ask(booking.preferred_mechanic_id, attempt=1), Log("opened", detail="priority")),
+        (Ask(booking.preferred_mechanic_id, 1, push), Log("opened", detail="priority")),
     )
 
 
@@ -265,15 +269,17 @@ def _ask_again(booking: Booking, now: datetime, policy: Policy) -> Decision:
     asked = replace(
         booking, attempt=attempt, next_attempt_at=now + _seconds(policy.offer_retry_seconds)
     )
-    return Decision(asked, (Ask(booking.preferred_mechanic_id, attempt),))
+    log = Log("asked_again", asked.preferred_mechanic_id, f"{attempt} of {policy.offer_attempts}")
+    # Unseen on her sockets, however open they look.
+    return Decision(asked, (Ask(booking.preferred_mechanic_id, attempt, push=True), log))
 
 
 def _seen(booking: Booking, event: Seen, now: datetime, policy: Policy) -> Decision:
-    waiting = booking.stage is Stage.PRIORITY and booking.next_attempt_at is not None
-    if not waiting or event.mechanic_id != booking.preferred_mechanic_id:
+    awaited = booking.stage is Stage.PRIORITY and booking.seen_at is None
+    if not awaited or event.mechanic_id != booking.preferred_mechanic_id:
         return Decision(booking)
     return Decision(
-        replace(booking, next_attempt_at=None, message=messages.FAVOURITE_SAW),
+        replace(booking, seen_at=now, next_attempt_at=None, message=messages.FAVOURITE_SAW),
         (Answered(event.mechanic_id, "seen"), Log("seen", event.mechanic_id)),
     )
 
@@ -347,19 +353,27 @@ def _widen(booking: Booking, event: Widen, now: datetime, policy: Policy) -> Dec
 
 def _fall_back(booking: Booking, reason: str, now: datetime) -> Decision:
     """From the favourite to everyone (F4). She keeps the card that she may be looking at (R11)."""
-    return _widen_to_open(replace(booking, fallback_broadcast_at=now), reason)
+    return _widen_to_open(
+        replace(booking, fallback_broadcast_at=now),
+        reason,
+        messages.LOOKING if reason == "customer_widened" else messages.FALLEN_BACK,
+    )
 
 
-def _widen_to_open(booking: Booking, reason: str) -> Decision:
+def _widen_to_open(booking: Booking, reason: str, message: str = messages.LOOKING) -> Decision:
     widened = replace(
         booking,
         stage=Stage.OPEN,
         stage_ends_at=None,
         next_attempt_at=None,
         attempt=1,
-        message=messages.LOOKING,
+        message=message,
     )
-    return Decision(widened, (Log("widened", detail=reason),))
+    return Decision(widened, (Log("widened", detail=reason), *_summons(widened)))
+
+
+def _summons(booking: Booking) -> tuple[Summon, ...]:
+    return (Summon(),) if booking.urgent else ()
 
 
 # --- after an accept ------------------------------------------------------------------------------
@@ -415,6 +429,7 @@ def _reopen(booking: Booking, reason: str, now: datetime, policy: Policy) -> Dec
         workshop_id=None,
         accept_id=None,
         accepted_at=None,
+        seen_at=None,
         mechanic_joined_at=None,
         join_by=None,
         expires_at=now + _seconds(policy.request_ttl_seconds),
@@ -426,6 +441,7 @@ def _reopen(booking: Booking, reason: str, now: datetime, policy: Policy) -> Dec
             EndRound("taken", "released"),
             StartRound(),
             Log("mechanic_cancelled", booking.mechanic_id, reason),
+            *_summons(reopened),
         ),
     )
 

@@ -92,7 +92,7 @@ class Booking(Struct, frozen=True, kw_only=True):
     """One booking as it stands: the request and its session.
 
     `stage` is None before the opening and once nobody can be offered it. `next_attempt_at` is None
-    when the favourite has seen the offer, or is waited for. `opens_at` of a booking for now is its
+    when the favourite has seen the offer (at `seen_at`), or is waited for. `opens_at` of a booking for now is its
     creation. `offer_id` names the present round and is new in every generation.
     """
 
@@ -129,6 +129,7 @@ class Booking(Struct, frozen=True, kw_only=True):
     accepted_at: datetime | None
     stage_ends_at: datetime | None
     next_attempt_at: datetime | None
+    seen_at: datetime | None
     priority_notified_at: datetime | None
     fallback_broadcast_at: datetime | None
     join_by: datetime | None
@@ -151,9 +152,10 @@ class Candidate(Struct, frozen=True, kw_only=True):
 
 
 # --- what can happen ------------------------------------------------------------------------------
+# Tagged with their names, because every event that changed a booking is recorded with it (R11a).
 
 
-class Open(Struct, frozen=True, kw_only=True):
+class Open(Struct, frozen=True, kw_only=True, tag=True):
     """The opening is due. What is known of the people asked by name is passed in as values.
 
     `favourite` is None when she is gone. `preferred_online`: at least one eligible mechanic of the
@@ -167,17 +169,17 @@ class Open(Struct, frozen=True, kw_only=True):
     customer_busy: bool = False
 
 
-class Due(Struct, frozen=True):
+class Due(Struct, frozen=True, tag=True):
     """Time has passed: whatever deadline of this booking is due fires."""
 
 
-class Seen(Struct, frozen=True):
+class Seen(Struct, frozen=True, tag=True):
     """The favourite's client showed the offer."""
 
     mechanic_id: UUID
 
 
-class Accept(Struct, frozen=True):
+class Accept(Struct, frozen=True, tag=True):
     """A mechanic takes the round `offer_id`."""
 
     candidate: Candidate
@@ -185,7 +187,7 @@ class Accept(Struct, frozen=True):
     accept_id: UUID
 
 
-class Decline(Struct, frozen=True):
+class Decline(Struct, frozen=True, tag=True):
     """A mechanic does not want the round `offer_id`."""
 
     candidate: Candidate
@@ -193,35 +195,35 @@ class Decline(Struct, frozen=True):
     reason: str | None = None
 
 
-class FavouriteLost(Struct, frozen=True):
+class FavouriteLost(Struct, frozen=True, tag=True):
     """The favourite cannot take it any more: busy, unavailable or gone."""
 
     reason: str
 
 
-class Cancel(Struct, frozen=True):
+class Cancel(Struct, frozen=True, tag=True):
     """The customer gives up before anybody accepted."""
 
 
-class Widen(Struct, frozen=True):
+class Widen(Struct, frozen=True, tag=True):
     """The customer wants everybody asked now."""
 
 
-class MechanicCancel(Struct, frozen=True):
+class MechanicCancel(Struct, frozen=True, tag=True):
     """The mechanic who accepted gives the booking back."""
 
     mechanic_id: UUID
     reason: str | None = None
 
 
-class Join(Struct, frozen=True):
+class Join(Struct, frozen=True, tag=True):
     """A participant enters the session."""
 
     user_id: UUID
     role: Role
 
 
-class End(Struct, frozen=True):
+class End(Struct, frozen=True, tag=True):
     """A participant leaves the session for good."""
 
     user_id: UUID
@@ -246,7 +248,7 @@ Event = (
 
 
 class Log(Struct, frozen=True):
-    """One line of the booking's history (`session_events`)."""
+    """One line of the booking's history (`session_events`). Every change has at least one."""
 
     type: str
     user_id: UUID | None = None
@@ -274,10 +276,18 @@ class StartRound(Struct, frozen=True):
 
 
 class Ask(Struct, frozen=True):
-    """A mechanic is asked by name (kept in `offers`)."""
+    """A mechanic is asked by name (kept in `offers`).
+
+    `push`: also by a notification to her devices, because her sockets may not reach her.
+    """
 
     mechanic_id: UUID
     attempt: int
+    push: bool
+
+
+class Summon(Struct, frozen=True):
+    """An urgent booking is open to everyone: who is not online may be notified, if so few are."""
 
 
 class Answered(Struct, frozen=True):
@@ -292,7 +302,7 @@ class Warn(Struct, frozen=True):
     """The participants are told that the session's end is near."""
 
 
-Effect = Log | Refund | EndRound | StartRound | Ask | Answered | Warn
+Effect = Log | Refund | EndRound | StartRound | Ask | Summon | Answered | Warn
 
 
 class Rejection(Struct, frozen=True):

@@ -86,10 +86,17 @@ SELECT save_booking($1, $2)
 SELECT EXISTS (SELECT 1 FROM sessions WHERE customer_user_id = $1 AND id <> $2
                 AND status IN ('pending', 'accepted', 'active'))
 
--- name: log_event
--- One line of a session's history.
-INSERT INTO session_events (session_id, type, user_id, metadata, at)
-VALUES ($1, $2, $3, jsonb_strip_nulls(jsonb_build_object('detail', $4::text)), $5)
+-- name: record
+-- The lines of one change of a booking; what happened, and the policy, with the first.
+INSERT INTO session_events (session_id, at, version, event, policy_id, type, user_id, metadata)
+SELECT $1, $2, $3, CASE WHEN n = 1 THEN $4::jsonb END, CASE WHEN n = 1 THEN $5::uuid END,
+       type, user_id, jsonb_strip_nulls(jsonb_build_object('detail', detail))
+  FROM unnest($6::text[], $7::uuid[], $8::text[]) WITH ORDINALITY AS line (type, user_id, detail, n)
+ ORDER BY n
+
+-- name: keep_policy
+-- A policy under which a node decides.
+INSERT INTO policies (id, policy) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING
 
 -- name: end_round
 -- The present round is over.
@@ -123,7 +130,7 @@ UPDATE offers SET status = $3 WHERE request_id = $1 AND generation = $2 AND stat
 
 -- name: accept_offer
 -- The judge.
-SELECT verdict, reason, request_id, session_id, entry FROM accept_offer($1, $2, $3, $4, $5, $6)
+SELECT verdict, reason, request_id, session_id, entry FROM accept_offer($1, $2, $3, $4, $5, $6, $7)
 
 -- name: set_available
 -- A mechanic says whether she wants work.

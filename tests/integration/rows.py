@@ -30,11 +30,12 @@ from dispatch.core.types import (
     Policy,
     Refund,
     StartRound,
+    Summon,
     Warn,
 )
 from dispatch.database import Connection, Pool
 from dispatch.hints import Entry
-from dispatch.store import Locked, Store, Verdict
+from dispatch.store import Locked, Store, Verdict, policy_row
 from tests.support import WAIT_SECONDS
 
 POLICY: Final = Policy()
@@ -212,6 +213,7 @@ async def accept(
         policy.mechanic_capacity,
         timedelta(seconds=policy.join_seconds),
         messages.ACCEPTED,
+        await keep(connection, policy),
     )
     assert row is not None
     return Verdict(
@@ -243,15 +245,23 @@ async def change(
         if StartRound() in decision.effects:
             booking = replace(booking, offer_id=uuid4())
         await store.save(locked, booking, due_at(booking, policy))
+        lines = [effect for effect in decision.effects if isinstance(effect, Log)]
+        policy_id = await keep(connection, policy)
+        await store.record(locked, booking.version, event, policy_id, lines)
         await _perform(store, locked, booking, decision)
         return replace(decision, booking=booking)
+
+
+async def keep(connection: Connection, policy: Policy) -> UUID:
+    """The name under which a policy is kept."""
+    policy_id, document = policy_row(policy)
+    await connection.execute(SQL["keep_policy"], policy_id, document)
+    return policy_id
 
 
 async def _perform(store: Store, locked: Locked, booking: Booking, decision: Decision) -> None:
     for effect in decision.effects:
         match effect:
-            case Log(type_, user_id, detail):
-                await store.log_event(locked, type_, user_id, detail)
             case EndRound(outcome, status):
                 await store.end_round(locked, status, outcome)
             case StartRound():
@@ -260,7 +270,7 @@ async def _perform(store: Store, locked: Locked, booking: Booking, decision: Dec
                 await store.ask(locked, mechanic_id, 100, attempt)
             case Answered(mechanic_id, answer, reason):
                 await store.answer(locked, mechanic_id, answer, reason)
-            case Refund() | Warn():
+            case Log() | Refund() | Summon() | Warn():
                 pass
 
 

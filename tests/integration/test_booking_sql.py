@@ -136,6 +136,7 @@ async def test_the_factory_writes_everything_that_a_booking_for_now_needs(
         accepted_at=None,
         stage_ends_at=None,
         next_attempt_at=None,
+        seen_at=None,
         priority_notified_at=None,
         fallback_broadcast_at=None,
         join_by=None,

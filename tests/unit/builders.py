@@ -87,6 +87,7 @@ def booking(**changes: Any) -> Booking:
         accepted_at=None,
         stage_ends_at=None,
         next_attempt_at=None,
+        seen_at=None,
         priority_notified_at=None,
         fallback_broadcast_at=None,
         join_by=None,

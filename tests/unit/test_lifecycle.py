@@ -22,6 +22,7 @@ from dispatch.core.types import (
     FavouriteLost,
     Join,
     Log,
+    MechanicCancel,
     Open,
     Policy,
     Presence,
@@ -33,6 +34,7 @@ from dispatch.core.types import (
     Seen,
     SessionStatus,
     Stage,
+    Summon,
     Widen,
 )
 from tests.unit.builders import (
@@ -58,6 +60,7 @@ from tests.unit.builders import (
 
 CLOSED = {"stage": None, "stage_ends_at": None, "next_attempt_at": None}
 TO_EVERYONE = {"stage": Stage.OPEN, "stage_ends_at": None, "message": messages.LOOKING}
+FALLEN_BACK = TO_EVERYONE | {"message": messages.FALLEN_BACK}
 
 
 # --- opening --------------------------------------------------------------------------------------
@@ -137,7 +140,8 @@ def test_a_favourite_is_asked_alone_and_waited_for_where_the_customer_chose_to(
     if next_attempt_at is None:
         del expected["next_attempt_at"]
     assert changes(new, decision) == expected
-    assert decision.effects == (Ask(ANNA, attempt=1), Log("opened", detail="priority"))
+    push = presence is not Presence.ONLINE
+    assert decision.effects == (Ask(ANNA, 1, push), Log("opened", detail="priority"))
 
 
 @pytest.mark.parametrize(
@@ -159,9 +163,9 @@ def test_a_favourite_who_cannot_take_it_is_not_waited_for(
     assert changes(new, decision) == {
         "stage": Stage.OPEN,
         "fallback_broadcast_at": T0,
-        "message": messages.LOOKING,
+        "message": messages.FALLEN_BACK,
     }
-    assert decision.effects == (Log("widened", detail=why),)
+    assert decision.effects == (Log("opened", detail="open"), Log("widened", detail=why))
 
 
 def test_a_favourite_who_is_no_specialist_is_not_asked_for_a_specialist_s_work() -> None:
@@ -169,7 +173,22 @@ def test_a_favourite_who_is_no_specialist_is_not_asked_for_a_specialist_s_work()
 
     decision = decide(new, Open(favourite=candidate(ANNA)), T0, POLICY)
 
-    assert decision.effects == (Log("widened", detail="not_specialist"),)
+    assert decision.effects[-1] == Log("widened", detail="not_specialist")
+
+
+def test_an_urgent_booking_that_is_open_to_everyone_summons_who_is_not_there() -> None:
+    urgent = booking(urgent=True)
+    for_favourite = in_priority(urgent=True)
+    taken = accepted(urgent=True)
+
+    at_once = decide(urgent, Open(), T0, POLICY)
+    fallen_back = decide(for_favourite, Widen(), at(1), POLICY)
+    given_back = decide(taken, MechanicCancel(ANNA), at(9), POLICY)
+
+    for decision in (at_once, fallen_back, given_back):
+        assert Summon() in decision.effects
+    calm = decide(booking(), Open(), T0, POLICY)
+    assert Summon() not in calm.effects
 
 
 @pytest.mark.parametrize("given", [in_priority, in_head_start])
@@ -231,7 +250,7 @@ def test_a_slot_that_opens_while_another_session_lives_is_tried_until_it_ends() 
     free = decide(busy.booking, Open(), at(5, minutes=60), POLICY)
 
     assert changes(later, busy) == {"next_attempt_at": at(5, minutes=60)}
-    assert busy.effects == ()
+    assert busy.effects == (Log("opening_postponed"),)
     assert due_at(busy.booking, POLICY) == at(5, minutes=60)
     assert free.booking.stage is Stage.OPEN
     assert free.booking.next_attempt_at is None
@@ -275,10 +294,10 @@ def test_an_unseen_offer_is_sent_again_twice_and_then_everyone_is_asked() -> Non
     fallback = decide(third.booking, Due(), at(15), POLICY)
 
     assert changes(first, second) == {"attempt": 2, "next_attempt_at": at(10)}
-    assert second.effects == (Ask(ANNA, attempt=2),)
+    assert second.effects == (Ask(ANNA, 2, push=True), Log("asked_again", ANNA, "2 of 3"))
     assert changes(second.booking, third) == {"attempt": 3, "next_attempt_at": at(15)}
-    assert third.effects == (Ask(ANNA, attempt=3),)
-    assert changes(third.booking, fallback) == TO_EVERYONE | {
+    assert third.effects == (Ask(ANNA, 3, push=True), Log("asked_again", ANNA, "3 of 3"))
+    assert changes(third.booking, fallback) == FALLEN_BACK | {
         "attempt": 1,
         "next_attempt_at": None,
         "fallback_broadcast_at": at(15),
@@ -292,10 +311,14 @@ def test_a_favourite_who_saw_it_has_her_whole_window() -> None:
     seen = decide(given, Seen(ANNA), at(4), POLICY)
     fallback = decide(seen.booking, Due(), at(minutes=10), POLICY)
 
-    assert changes(given, seen) == {"next_attempt_at": None, "message": messages.FAVOURITE_SAW}
+    assert changes(given, seen) == {
+        "seen_at": at(4),
+        "next_attempt_at": None,
+        "message": messages.FAVOURITE_SAW,
+    }
     assert seen.effects == (Answered(ANNA, "seen"), Log("seen", ANNA))
     assert due_at(seen.booking, POLICY) == at(minutes=10)
-    assert changes(seen.booking, fallback) == TO_EVERYONE | {
+    assert changes(seen.booking, fallback) == FALLEN_BACK | {
         "fallback_broadcast_at": at(minutes=10)
     }
     assert fallback.effects == (Log("widened", detail="window_ended"),)
@@ -308,7 +331,9 @@ def test_a_favourite_who_is_waited_for_has_half_an_hour_and_no_attempts() -> Non
         Deadline.EXPIRY: given.expires_at,
         Deadline.STAGE_END: at(minutes=30),
     }
-    assert decide(given, Seen(ANNA), at(60), POLICY).booking is given
+    seen = decide(given, Seen(ANNA), at(60), POLICY)
+    assert changes(given, seen) == {"seen_at": at(60), "message": messages.FAVOURITE_SAW}
+    assert decide(seen.booking, Seen(ANNA), at(61), POLICY).booking is seen.booking
 
 
 @pytest.mark.parametrize(
@@ -328,7 +353,7 @@ def test_a_favourite_s_decline_asks_everyone_else_at_once() -> None:
 
     decision = decide(given, Decline(candidate(ANNA), given.offer_id, "far away"), at(2), POLICY)
 
-    assert changes(given, decision) == TO_EVERYONE | {
+    assert changes(given, decision) == FALLEN_BACK | {
         "excluded": (ANNA,),
         "next_attempt_at": None,
         "fallback_broadcast_at": at(2),
