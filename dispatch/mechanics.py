@@ -4,6 +4,7 @@ One job: what `GET /api/mechanics/{id}/status` and `mechanic.watch` tell. Import
 `presence`.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -41,14 +42,28 @@ class Status(Struct, frozen=True, kw_only=True):
 
 async def status(pool: Pool, presence: PresenceRegistry, mechanic_id: UUID) -> Status:
     """The status of a mechanic; `NotFound("mechanic_gone")` for a deleted or unknown one (F2)."""
-    facts = await people.mechanic_status(pool, mechanic_id)
-    if facts is None:
+    found = await statuses(pool, presence, [mechanic_id])
+    if mechanic_id not in found:
         raise NotFound("this mechanic is gone", code="mechanic_gone")
-    known = (await presence.look_up([mechanic_id]))[mechanic_id]
-    return Status(
-        mechanic_id=mechanic_id,
-        name=facts.name,
-        presence=known.presence,
-        available=facts.available,
-        last_seen=known.last_seen or facts.last_seen,
-    )
+    return found[mechanic_id]
+
+
+async def statuses(
+    pool: Pool, presence: PresenceRegistry, mechanic_ids: Sequence[UUID]
+) -> dict[UUID, Status]:
+    """The statuses of these mechanics by their ids, without those who are gone.
+
+    One query and one look-up of presence, however many are asked about.
+    """
+    facts = await people.mechanic_statuses(pool, mechanic_ids)
+    known = await presence.look_up(list(facts))
+    return {
+        mechanic_id: Status(
+            mechanic_id=mechanic_id,
+            name=fact.name,
+            presence=known[mechanic_id].presence,
+            available=fact.available,
+            last_seen=known[mechanic_id].last_seen or fact.last_seen,
+        )
+        for mechanic_id, fact in facts.items()
+    }

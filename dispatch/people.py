@@ -11,6 +11,7 @@ refused at once (409 `email_taken`), since without a mail to the owner there is 
 import re
 import time
 import unicodedata
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -180,11 +181,15 @@ class MechanicFacts(Struct, frozen=True):
     last_seen: datetime | None
 
 
-async def mechanic_status(pool: Postgres, mechanic_id: UUID) -> MechanicFacts | None:
-    """The mechanic's row, or None when there is no such mechanic, or no longer.
+async def mechanic_statuses(
+    pool: Postgres, mechanic_ids: Sequence[UUID]
+) -> dict[UUID, MechanicFacts]:
+    """The rows of these mechanics by their ids; who is unknown or gone has none.
 
     `available` is what routing would say: not approved, or disabled, is not available.
     """
     async with unavailable_when_lost():
-        row = await pool.fetchrow(_QUERIES["mechanic_facts"], mechanic_id)
-    return MechanicFacts(row["name"], row["available"], row["last_seen"]) if row else None
+        rows = await pool.fetch(_QUERIES["mechanic_facts"], mechanic_ids)
+    return {
+        row["id"]: MechanicFacts(row["name"], row["available"], row["last_seen"]) for row in rows
+    }

@@ -29,9 +29,9 @@ INSERT INTO customers (id) SELECT id FROM person RETURNING id;
 INSERT INTO users (name, email, password_hash, role) VALUES ($1, $2, $3, 'admin') RETURNING id;
 
 -- name: mechanic_facts
--- What customers may see of a mechanic; no row for one who is gone.
-SELECT u.name, c.available AND c.approved AS available, m.last_seen
+-- What customers may see of some mechanics; no row for one who is gone.
+SELECT m.id, u.name, c.available AND c.approved AS available, m.last_seen
   FROM mechanics m
   JOIN users u ON u.id = m.id
   JOIN candidates c ON c.mechanic_id = m.id
- WHERE m.id = $1 AND m.deleted_at IS NULL;
+ WHERE m.id = ANY ($1::uuid[]) AND m.deleted_at IS NULL;

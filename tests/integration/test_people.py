@@ -356,8 +356,8 @@ async def test_a_mechanics_status_is_what_routing_would_say(pool: Pool, ada: UUI
         ada,
         seen_at,
     )
-    status = await people.mechanic_status(pool, ada)
-    assert status == people.MechanicFacts("Ada Byron", available=True, last_seen=seen_at)
+    found = await people.mechanic_statuses(pool, [ada, uuid4()])
+    assert found == {ada: people.MechanicFacts("Ada Byron", available=True, last_seen=seen_at)}
 
     for change in (
         "UPDATE mechanics SET available = false",
@@ -366,16 +366,15 @@ async def test_a_mechanics_status_is_what_routing_would_say(pool: Pool, ada: UUI
            UPDATE users SET disabled_at = now()""",
     ):
         await pool.execute(change)
-        status = await people.mechanic_status(pool, ada)
-        assert status == people.MechanicFacts("Ada Byron", available=False, last_seen=seen_at)
+        found = await people.mechanic_statuses(pool, [ada])
+        assert found == {ada: people.MechanicFacts("Ada Byron", available=False, last_seen=seen_at)}
 
 
 async def test_a_mechanic_who_is_gone_or_never_was_has_no_status(pool: Pool, ada: UUID) -> None:
-    assert await people.mechanic_status(pool, ada) is None, "a customer is no mechanic"
+    assert await people.mechanic_statuses(pool, [ada]) == {}, "a customer is no mechanic"
     await pool.execute("INSERT INTO mechanics (id, deleted_at) VALUES ($1, now())", ada)
 
-    assert await people.mechanic_status(pool, ada) is None
-    assert await people.mechanic_status(pool, uuid4()) is None
+    assert await people.mechanic_statuses(pool, [ada, uuid4()]) == {}
 
 
 async def test_without_postgres_everything_is_unavailable_and_nothing_is_let_in(away: Pool) -> None:
@@ -386,7 +385,7 @@ async def test_without_postgres_everything_is_unavailable_and_nothing_is_let_in(
         log_in(away),
         people.log_out(away, uuid4()),
         people.sign_up_customer(away, "Ada", EMAIL, PASSWORD),
-        people.mechanic_status(away, uuid4()),
+        people.mechanic_statuses(away, [uuid4()]),
     ):
         with pytest.raises(DispatchError) as refused:
             await attempt
