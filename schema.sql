@@ -610,7 +610,7 @@ BEGIN
 
     INSERT INTO session_events (session_id, type, user_id, at, version, metadata)
     VALUES (create_session.session_id, 'created', i.customer_id, v_now, 1,
-            jsonb_build_object('expires_at', v_opens + p_ttl));
+            jsonb_build_object('expires_at', v_opens + p_ttl, 'message', p_message));
 
     -- Last: a session that is just ending frees its seat after its own row is written.
     UPDATE slots SET taken = taken + 1 WHERE id = i.slot_id;

@@ -162,6 +162,15 @@ def _explain(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _replay(arguments: argparse.Namespace) -> int:
+    from dispatch.replay import replay
+
+    with _configured(arguments) as config:
+        told, is_same = _run(replay(config, arguments.request))
+    print(told)
+    return EXIT_DONE if is_same else EXIT_FAILED
+
+
 def _nodes(arguments: argparse.Namespace) -> int:
     with _configured(arguments) as config:
         rows = _fetch(
@@ -283,6 +292,10 @@ def _parser() -> argparse.ArgumentParser:
     add("check-config", _check_config, "print every setting and where it came from")
     explain = add("explain", _explain, "say, mechanic by mechanic, how a request was dispatched")
     explain.add_argument("request", type=UUID, metavar="REQUEST")
+    replay = add(
+        "replay", _replay, "decide a recorded request again and compare with what happened"
+    )
+    replay.add_argument("request", type=UUID, metavar="REQUEST")
     nodes = add("nodes", _nodes, "list the living nodes; lag is in milliseconds")
     nodes.add_argument("--json", action="store_true")
     return parser

@@ -92,8 +92,8 @@ class Booking(Struct, frozen=True, kw_only=True):
     """One booking as it stands: the request and its session.
 
     `stage` is None before the opening and once nobody can be offered it. `next_attempt_at` is None
-    when the favourite has seen the offer (at `seen_at`), or is waited for. `opens_at` of a booking for now is its
-    creation. `offer_id` names the present round and is new in every generation.
+    when the favourite has seen the offer (at `seen_at`), or is waited for. `opens_at` of a booking
+    for now is its creation. `offer_id` names the present round and is new in every generation.
     """
 
     request_id: UUID

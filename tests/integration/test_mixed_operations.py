@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 
 from dispatch.core.lifecycle import LIVE, SESSION_OF, due_at
+from dispatch.core.replay import replay
 from dispatch.core.types import (
     Booking,
     Cancel,
@@ -29,6 +30,7 @@ from dispatch.core.types import (
     Widen,
 )
 from dispatch.database import Connection, Pool
+from dispatch.replay import read_record
 from dispatch.store import Store
 from tests.integration.rows import (
     POLICY,
@@ -218,6 +220,8 @@ async def check_booking(connection: Connection, request_id: UUID) -> None:
         booking.session_id,
     )
     assert given_back == booking.generation - 1
+    # R11a: whatever happened to it, and in whichever order it was committed.
+    assert replay(await read_record(connection, request_id)).differences == ()
 
 
 async def one_winner_a_round(connection: Connection) -> None:

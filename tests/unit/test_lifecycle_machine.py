@@ -23,6 +23,7 @@ from dispatch.core.lifecycle import (
     due_at,
     opening_is_due,
 )
+from dispatch.core.replay import Record, Step, replay
 from dispatch.core.types import (
     Accept,
     Answered,
@@ -37,6 +38,7 @@ from dispatch.core.types import (
     Event,
     FavouriteLost,
     Join,
+    Log,
     MechanicCancel,
     Open,
     Policy,
@@ -160,6 +162,9 @@ class Life(RuleBasedStateMachine):
     ) -> None:
         self.policy = policy
         self.booking = data.draw(new_bookings(policy))
+        self.made = self.booking
+        self.offer_ids = {1: self.booking.offer_id}
+        self.steps: list[Step] = []
         self.now = T0
         self.winners: dict[int, set[UUID]] = {}
         self.rounds_ended: Counter[int] = Counter()
@@ -270,8 +275,21 @@ class Life(RuleBasedStateMachine):
             assert after.stage is None or self.now < after.expires_at
         self.account(before, decision)
         self.booking = self.with_new_round(decision)
+        if after is not before:
+            self.record(event, decision)
         self.opened_to_all = self.opened_to_all or self.booking.stage is Stage.OPEN
         return decision
+
+    def record(self, event: Event, decision: Decision) -> None:
+        self.offer_ids[self.booking.generation] = self.booking.offer_id
+        step = Step(
+            version=self.booking.version,
+            at=self.now,
+            event=event,
+            policy=self.policy,
+            lines=tuple(effects(decision, Log)),
+        )
+        self.steps.append(step)
 
     def check_due(self, before: Booking, decision: Decision) -> None:
         """It fires exactly when something is due; an opening is another event."""
@@ -399,6 +417,22 @@ class Life(RuleBasedStateMachine):
         assert (
             decide(over, Due(), datetime.max.replace(tzinfo=T0.tzinfo), self.policy).booking is over
         )
+        self.it_can_be_decided_again()
+
+    def it_can_be_decided_again(self) -> None:
+        """R11a: the record of a life, decided once more, is that life."""
+        record = Record(
+            now=self.booking,
+            first_expires_at=self.made.expires_at,
+            first_message=self.made.message,
+            offer_ids=self.offer_ids,
+            waiver_signed_at=T0 if self.made.waiver_signed else None,
+            steps=self.steps,
+        )
+        replayed = replay(record)
+        assert replayed.differences == ()
+        assert len(replayed.bookings) == len(self.steps) + 1
+        assert replayed.bookings[-1] == self.booking
 
     def nothing_overdue_is_left(self) -> None:
         """Fired until nothing is due, no deadline lies in the past."""
