@@ -273,7 +273,7 @@ CREATE UNIQUE INDEX sessions_mechanic_slot_key
     ON sessions (mechanic_id, mechanic_slot) WHERE status IN ('accepted', 'active');
 CREATE INDEX sessions_customer_idx ON sessions (customer_user_id);
 CREATE INDEX sessions_mechanic_idx ON sessions (mechanic_id);
-CREATE INDEX sessions_workshop_id_idx ON sessions (workshop_id);
+CREATE INDEX sessions_workshop_id_idx ON sessions (workshop_id, status);
 CREATE INDEX sessions_preferred_workshop_idx ON sessions (preferred_workshop_id);
 
 CREATE TABLE session_participants (
@@ -555,6 +555,97 @@ SELECT b.request_id, b.session_id, b.customer_id, b.mechanic_id, b.status, b.ver
   LEFT JOIN intakes i ON i.id = s.intake_id
   LEFT JOIN mechanics m ON m.id = b.mechanic_id
   LEFT JOIN users mu ON mu.id = m.id;
+
+
+-- ---------------------------------------------------------------------------------------------
+-- Who could be offered work now
+-- ---------------------------------------------------------------------------------------------
+
+-- Every approved mechanic, and whether a node would offer her work now (R5) as far as Postgres
+-- knows: whether she is online is the mirror of presence, about a second late. `p_capacity`, here
+-- and below, is DISPATCH_MECHANIC_CAPACITY.
+CREATE FUNCTION approved_mechanics(p_capacity integer)
+RETURNS TABLE (mechanic_id uuid, workshop_id uuid, name text, is_specialist boolean, rating numeric,
+               offerable boolean)
+LANGUAGE sql STABLE AS $$
+    SELECT c.mechanic_id, c.workshop_id, u.name, c.is_specialist, m.rating,
+           m.is_online AND c.available AND c.live_sessions < p_capacity
+      FROM candidates c
+      JOIN mechanics m ON m.id = c.mechanic_id
+      JOIN users u ON u.id = c.mechanic_id
+     WHERE c.approved
+$$;
+
+-- Whom the live router would offer a booking in its widest stage, and at which score (R3, R4a, R6):
+-- one without a wish for a specialist and without exclusions. For `priority_broadcast` that is the
+-- fallback, in which the favourite is not known here. The best score first, then by name.
+--
+-- The rules of core/routing.py, which a property test holds this to. Raises
+-- invalid_parameter_value for a routing type that does not exist, and for `workshop_only` and
+-- `hybrid` without a workshop.
+CREATE FUNCTION get_mechanics_for_routing(
+    p_workshop_id uuid, p_routing_type text, p_capacity integer DEFAULT 1
+) RETURNS TABLE (mechanic_id uuid, mechanic_name text, workshop_id uuid, priority_score integer,
+                 is_online boolean, available boolean)
+LANGUAGE plpgsql STABLE AS $$
+#variable_conflict use_column
+BEGIN
+    IF p_routing_type IS NULL OR p_routing_type NOT IN
+       ('broadcast', 'workshop_only', 'hybrid', 'priority_broadcast') THEN
+        RAISE invalid_parameter_value USING MESSAGE = format('unknown routing type %L', p_routing_type);
+    END IF;
+    IF p_routing_type IN ('workshop_only', 'hybrid') AND p_workshop_id IS NULL THEN
+        RAISE invalid_parameter_value USING MESSAGE = format('%s needs a workshop', p_routing_type);
+    END IF;
+    RETURN QUERY
+        SELECT a.mechanic_id, a.name, a.workshop_id,
+               CASE WHEN p_routing_type IN ('broadcast', 'priority_broadcast') THEN 50
+                    WHEN a.workshop_id = p_workshop_id THEN 100
+                    WHEN a.workshop_id IS NOT NULL THEN 50
+                    ELSE 25 END AS score,
+               true, true
+          FROM approved_mechanics(p_capacity) a
+         WHERE a.offerable
+           AND (p_routing_type <> 'workshop_only' OR a.workshop_id = p_workshop_id)
+         ORDER BY score DESC, a.name, a.mechanic_id;
+END $$;
+
+-- The mechanics of one workshop who could be offered work now, the best rated first (W2).
+CREATE FUNCTION get_available_workshop_mechanics(p_workshop_id uuid, p_capacity integer DEFAULT 1)
+RETURNS TABLE (mechanic_id uuid, mechanic_name text, is_specialist boolean, rating numeric)
+LANGUAGE sql STABLE AS $$
+    SELECT a.mechanic_id, a.name, a.is_specialist, a.rating
+      FROM approved_mechanics(p_capacity) a
+     WHERE a.offerable AND a.workshop_id = p_workshop_id
+     ORDER BY a.rating DESC NULLS LAST, a.name, a.mechanic_id
+$$;
+
+-- A page of the active workshops that have somebody to offer work to now (W1): most of them first,
+-- then best rated, then by name. `total_mechanics` and `avg_rating` are of its approved mechanics,
+-- the unrated aside; `total_sessions` were served by it to their end. A null `p_limit` is all.
+CREATE FUNCTION get_workshop_directory(
+    p_limit integer DEFAULT 20, p_offset integer DEFAULT 0, p_capacity integer DEFAULT 1
+) RETURNS TABLE (workshop_id uuid, workshop_name text, workshop_email text, workshop_status text,
+                 total_mechanics bigint, available_mechanics bigint, avg_rating numeric,
+                 total_sessions bigint, created_at timestamptz)
+LANGUAGE sql STABLE AS $$
+    SELECT page.id, page.name, page.email, page.status, page.total, page.offerable, page.rating,
+           (SELECT count(*) FROM sessions s WHERE s.workshop_id = page.id AND s.status = 'completed'),
+           page.created_at
+      FROM (SELECT o.id, o.name, o.email, o.status, o.created_at,
+                   staff.total, staff.offerable, staff.rating
+              FROM organizations o
+              JOIN (SELECT a.workshop_id, count(*) AS total,
+                           count(*) FILTER (WHERE a.offerable) AS offerable,
+                           round(avg(a.rating), 2) AS rating
+                      FROM approved_mechanics(p_capacity) a
+                     WHERE a.workshop_id IS NOT NULL
+                     GROUP BY a.workshop_id) staff ON staff.workshop_id = o.id
+             WHERE o.status = 'active' AND staff.offerable > 0
+             ORDER BY staff.offerable DESC, staff.rating DESC NULLS LAST, o.name, o.id
+             LIMIT p_limit OFFSET p_offset) page
+     ORDER BY page.offerable DESC, page.rating DESC NULLS LAST, page.name, page.id
+$$;
 
 
 -- ---------------------------------------------------------------------------------------------
