@@ -8,6 +8,7 @@ never one of these.
     ├── ConfigError        wrong or missing settings, all of them together
     ├── StartError         the operator can mend it: a port in use, a folder that is locked
     ├── Unavailable        503 unavailable_now     Postgres (or what else is needed) is away
+    ├── Refused            502 refused             another's server understood, and said no
     ├── BadRequest         400 bad_request
     ├── NotAuthenticated   401 not_authenticated
     ├── Forbidden          403 forbidden
@@ -53,10 +54,32 @@ class StartError(DispatchError):
 
 
 class Unavailable(DispatchError):
-    """A server that we need is away. Nothing was changed; trying again later is right."""
+    """A server that we need is away. Nothing was changed; trying again later is right.
+
+    `retry_after_seconds`: sooner is useless, where that server said so.
+    """
 
     status = 503
     code = "unavailable_now"
+
+    def __init__(self, message: str, *, retry_after_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Refused(DispatchError):
+    """Another's server understood and refused: the same again will be refused again.
+
+    `reason` is its own name for why (may be empty); `mended_by_time`: except that later is right.
+    """
+
+    status = 502
+    code = "refused"
+
+    def __init__(self, message: str, *, reason: str = "", mended_by_time: bool = False) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.mended_by_time = mended_by_time
 
 
 class BadRequest(DispatchError):

@@ -2,10 +2,10 @@
 
 One job: claim rows of `outbox`, deliver them, and try again what did not succeed. A claim is a
 lease that is committed before the delivery begins, so a node that dies with one leaves it to the
-next; each row's idempotency key makes a second delivery harmless. Imports `database`, `errors`,
-`queries` and `stripe_client` (for its refusal); how a kind is delivered is passed in. The loss of
-Postgres is logged once and waited for. A row that cannot be delivered is given up for a person to
-look at, with an error in the log, and never stops the others.
+next; each row's idempotency key makes a second delivery harmless. Imports `database`, `errors` and
+`queries`; how a kind is delivered is passed in. The loss of Postgres is logged once and waited for.
+A row that cannot be delivered is given up for a person to look at, with an error in the log, and
+never stops the others; a kind whose server hangs holds up no other kind.
 """
 
 import asyncio
@@ -22,15 +22,14 @@ from msgspec import Struct
 
 from dispatch import queries
 from dispatch.database import Pool, unavailable_when_lost
-from dispatch.errors import Unavailable
-from dispatch.stripe_client import StripeFailed
+from dispatch.errors import Refused, Unavailable
 
 log = logging.getLogger(__name__)
 
 _SQL: Final = queries.load("payments")
 
 LOOK_SECONDS: Final = 1.0
-CONCURRENCY: Final = 4  # half of the pool: people come first
+CONCURRENCY: Final = 4  # of a kind. Half of the pool: people come first
 # Three attempts of Stripe's client and its pauses, all hanging; the lease outlasts it.
 DELIVERY_SECONDS: Final = 90.0
 LEASE: Final = timedelta(seconds=120)
@@ -39,9 +38,6 @@ LEASE: Final = timedelta(seconds=120)
 FIRST_RETRY_SECONDS: Final = 1.0
 MAX_RETRY_SECONDS: Final = 3600.0
 MAX_ATTEMPTS: Final = 54
-
-# Refusals of Stripe that time may mend.
-_MENDED_BY_TIME: Final = ("balance_insufficient", "charge_not_yet_captured", "lock_timeout")
 
 Payload = dict[str, Any]
 Deliver = Callable[[Payload], Awaitable[None]]
@@ -62,12 +58,13 @@ class Outbox:
 
     def __init__(self, pool: Pool, deliver: Mapping[str, Deliver]) -> None:
         """`deliver` by kind: takes the row's payload, returns once it is done for good, raises
-        `Unavailable` where trying later is right. Doing the same payload twice must be harmless.
+        `Unavailable` where trying later is right and `Refused` where that is useless. Doing the
+        same payload twice must be harmless.
         """
         self._pool = pool
         self._deliver = deliver
         self._woken = asyncio.Event()
-        self._free = CONCURRENCY
+        self._free = dict.fromkeys(deliver, CONCURRENCY)
         self._is_away = False
 
     def wake(self) -> None:
@@ -80,7 +77,7 @@ class Outbox:
             while True:
                 self._woken.clear()
                 for effect in await self._claim():
-                    self._free -= 1
+                    self._free[effect.kind] -= 1
                     deliveries.create_task(self._attempt(effect), name=effect.idempotency_key)
                 # Not wait_for: in Python 3.11 it can swallow a cancellation.
                 with contextlib.suppress(TimeoutError):
@@ -88,19 +85,17 @@ class Outbox:
                         await self._woken.wait()
 
     async def _claim(self) -> list[Effect]:
-        """As many rows as can be delivered now; none while Postgres is away."""
-        if self._free == 0:
-            return []
+        """As many rows of each kind as can be delivered now; none while Postgres is away."""
+        claimed: list[asyncpg.Record] = []
         try:
-            async with unavailable_when_lost():
-                rows = await self._pool.fetch(_SQL["claim"], list(self._deliver), self._free, LEASE)
-        except Unavailable as error:
+            for kind, free in self._free.items():
+                if free:
+                    async with unavailable_when_lost():
+                        claimed += await self._pool.fetch(_SQL["claim"], [kind], free, LEASE)
+                    self._note_back()
+        except Unavailable as error:  # what was claimed before it is delivered all the same
             self._note_away(error)
-            return []
-        if self._is_away:
-            self._is_away = False
-            log.info("the outbox goes on")
-        return [_effect(row) for row in rows]
+        return [_effect(row) for row in claimed]
 
     async def _attempt(self, effect: Effect) -> None:
         try:
@@ -108,7 +103,7 @@ class Outbox:
         except Unavailable as error:  # it stays leased, and is delivered again after the lease
             self._note_away(error)
         finally:
-            self._free += 1
+            self._free[effect.kind] += 1
             self.wake()
 
     async def _try(self, effect: Effect) -> "_Failure | None":
@@ -117,12 +112,12 @@ class Outbox:
             async with asyncio.timeout(DELIVERY_SECONDS):
                 await self._deliver[effect.kind](effect.payload)
         except Unavailable as error:
-            return _Failure(error.message)
+            return _Failure(error.message, pause_seconds=error.retry_after_seconds)
         except TimeoutError:
             return _Failure(f"no answer within {DELIVERY_SECONDS:.0f} s")
-        except StripeFailed as refused:
-            why = " ".join(filter(None, (refused.message, refused.stripe_code)))
-            return _Failure(why, for_good=refused.stripe_code not in _MENDED_BY_TIME)
+        except Refused as refused:
+            why = " ".join(filter(None, (refused.message, refused.reason)))
+            return _Failure(why, for_good=not refused.mended_by_time)
         except Exception as error:  # a bug in one effect must not keep all the others from money
             log.exception("delivering %s failed", effect.idempotency_key)
             return _Failure(repr(error))
@@ -140,7 +135,8 @@ class Outbox:
                 return
             if effect.attempts == 1:  # the later ones are in the row
                 log.warning("%s is tried again: %s", key, failure.why)
-            pause = timedelta(seconds=retry_seconds(effect.attempts))
+            seconds = max(retry_seconds(effect.attempts), failure.pause_seconds)
+            pause = timedelta(seconds=min(seconds, MAX_RETRY_SECONDS))
             await self._pool.execute(_SQL["retry"], effect.id, effect.attempts, pause, failure.why)
 
     def _note_away(self, error: Unavailable) -> None:
@@ -148,10 +144,16 @@ class Outbox:
             self._is_away = True
             log.warning("the outbox waits: %s", error.message)
 
+    def _note_back(self) -> None:
+        if self._is_away:
+            self._is_away = False
+            log.info("the outbox goes on")
+
 
 class _Failure(Struct, frozen=True):
     why: str
     for_good: bool = False
+    pause_seconds: float = 0.0
 
 
 def _effect(row: asyncpg.Record) -> Effect:

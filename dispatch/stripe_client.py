@@ -41,14 +41,18 @@ StripeWord = Annotated[str, Meta(max_length=255, pattern=r"^[!-~]*\Z")]
 Cents = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
-class StripeFailed(errors.DispatchError):
+# Refusals that time may mend.
+_MENDED_BY_TIME: Final = ("balance_insufficient", "charge_not_yet_captured", "lock_timeout")
+
+
+class StripeFailed(errors.Refused):
     """Stripe refused the call; `stripe_code` is its name for why (may be empty)."""
 
-    status = 502
     code = "payment_failed"
 
     def __init__(self, message: str, *, stripe_code: str = "") -> None:
-        super().__init__(message)
+        mended_by_time = stripe_code in _MENDED_BY_TIME
+        super().__init__(message, reason=stripe_code, mended_by_time=mended_by_time)
         self.stripe_code = stripe_code
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
@@ -16,8 +17,16 @@ import pytest
 
 from dispatch.config import Config
 from dispatch.database import Pool, close_pool, open_pool, transaction
-from dispatch.errors import Unavailable
-from dispatch.outbox import LEASE, MAX_ATTEMPTS, MAX_RETRY_SECONDS, Outbox, Payload, retry_seconds
+from dispatch.errors import Refused, Unavailable
+from dispatch.outbox import (
+    CONCURRENCY,
+    LEASE,
+    MAX_ATTEMPTS,
+    MAX_RETRY_SECONDS,
+    Outbox,
+    Payload,
+    retry_seconds,
+)
 from dispatch.payments import queue_refund
 from dispatch.stripe_client import StripeClient, StripeFailed
 from tests.integration.stripe_servers import free_socket
@@ -52,14 +61,17 @@ def after_the_lease(config: Config) -> AbstractAsyncContextManager[Pool]:
     return later(config, LEASE.total_seconds() + 1)
 
 
-async def put(pool: Pool, number: int = 1, *, attempts: int = 0) -> None:
+async def put(
+    pool: Pool, number: int = 1, *, attempts: int = 0, kind: Literal["refund", "push"] = "refund"
+) -> None:
     """An effect that is due, and has been tried so often."""
     await pool.execute(
         "INSERT INTO outbox (kind, idempotency_key, payload, attempts, next_try_at)"
-        " VALUES ('refund', $1, jsonb_build_object('number', $2::int), $3, dispatch_now())",
+        " VALUES ($4, $1, jsonb_build_object('number', $2::int), $3, dispatch_now())",
         f"effect-{number}",
         number,
         attempts,
+        kind,
     )
 
 
@@ -148,6 +160,25 @@ async def test_what_hangs_holds_up_nobody_and_is_not_claimed_twice(pool: Pool) -
     assert not await is_done(pool, 0)
 
 
+async def test_a_kind_whose_server_hangs_holds_up_no_other_kind(pool: Pool) -> None:
+    begun: list[int] = []
+
+    async def hang(payload: Payload) -> None:
+        begun.append(payload["number"])
+        await asyncio.Event().wait()
+
+    for number in range(10):
+        await put(pool, number, kind="push")
+    refunds = Courier()
+    async with running(Outbox(pool, {"push": hang, "refund": refunds})):
+        await eventually(lambda: len(begun) == CONCURRENCY)
+        for number in range(10, 20):
+            await put(pool, number)
+        await eventually(lambda: len(refunds.delivered) == 10)
+
+    assert len(begun) == CONCURRENCY
+
+
 async def test_a_kind_that_this_node_does_not_know_is_left_to_one_that_does(pool: Pool) -> None:
     await put(pool)
     old, new = Outbox(pool, {}), Outbox(pool, {"refund": Courier()})
@@ -169,6 +200,7 @@ async def test_a_kind_that_this_node_does_not_know_is_left_to_one_that_does(pool
         Unavailable("Stripe is away"),
         TimeoutError(),
         StripeFailed("too little money now", stripe_code="balance_insufficient"),
+        Refused("not in this minute", mended_by_time=True),
         ZeroDivisionError("a bug"),
     ],
 )
@@ -199,6 +231,7 @@ async def tried(pool: Pool) -> asyncpg.Record | None:
     ("fault", "attempts_before"),
     [
         (StripeFailed("No such payment_intent", stripe_code="resource_missing"), 0),
+        (Refused("too large"), 0),
         (Unavailable("Stripe is away"), MAX_ATTEMPTS - 1),
         (ZeroDivisionError("a bug"), MAX_ATTEMPTS - 1),
     ],
@@ -233,6 +266,22 @@ def test_pauses_double_up_to_an_hour_and_differ_between_nodes() -> None:
         assert longest / 2 <= min(pauses) < max(pauses) <= longest
 
 
+@pytest.mark.parametrize(("asked_seconds", "waits_seconds"), [(90.0, 90.0), (1e9, 3600.0)])
+async def test_it_waits_as_long_as_it_is_asked_to_but_not_for_ever(
+    pool: Pool, asked_seconds: float, waits_seconds: float
+) -> None:
+    await put(pool)
+    too_many = Unavailable("too many", retry_after_seconds=asked_seconds)
+
+    async with running(Outbox(pool, {"refund": Courier(too_many)})):
+        await eventually(lambda: tried(pool))
+    seconds = await pool.fetchval(
+        "SELECT extract(epoch FROM next_try_at - dispatch_now())::float FROM outbox"
+    )
+
+    assert waits_seconds - 5 < seconds <= waits_seconds
+
+
 async def test_who_is_overtaken_by_the_end_of_the_lease_spoils_nothing(
     config: Config, pool: Pool
 ) -> None:
@@ -248,7 +297,7 @@ async def test_who_is_overtaken_by_the_end_of_the_lease_spoils_nothing(
     async def take_over(payload: Payload) -> None:
         begun.append("second")
         go_on.set()
-        await eventually(lambda: slow._free == 4)  # the first has settled
+        await eventually(lambda: slow._free["refund"] == 4)  # the first has settled
         assert (await effect(pool))["last_error"] is None
 
     await put(pool)
