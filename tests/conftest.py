@@ -72,6 +72,13 @@ def pytest_asyncio_loop_factories(
 
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
+    with started_servers() as servers:
+        yield servers
+
+
+@contextlib.contextmanager
+def started_servers() -> Iterator[Servers]:
+    """Those that the environment names, or our own until the end of the block."""
     database_url = os.environ.get("DISPATCH_TEST_DATABASE_URL")
     redis_url = os.environ.get("DISPATCH_TEST_REDIS_URL")
     if database_url and redis_url:

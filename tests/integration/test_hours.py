@@ -1,5 +1,6 @@
-"""Windows of their true length, passed by the database's clock."""
+"""Windows of their true length, passed by the database's clock. (More of it in tests/stories.)"""
 
+from datetime import timedelta
 from uuid import UUID
 
 import asyncpg
@@ -61,7 +62,7 @@ async def test_a_favourite_who_saw_it_has_ten_minutes_alone(
         assert row["priority_window_minutes"] == 10
 
 
-async def test_a_favourite_waited_for_gets_it_when_she_comes_and_others_after_thirty_minutes(
+async def test_others_are_asked_when_a_favourite_waited_for_has_not_come_for_thirty_minutes(
     connection: Connection, database_url: str, make_config: MakeConfig
 ) -> None:
     favourite, other = await add_mechanic(connection), await add_mechanic(connection)
@@ -79,14 +80,17 @@ async def test_a_favourite_waited_for_gets_it_when_she_comes_and_others_after_th
         living.node.dispatcher.opened(booking.request_id, living.node.clock.now())
         await eventually(lambda: _stage(connection, booking.request_id, "priority"))
 
-        await pass_time(database_url, 12 * 60, living)
-        async with living.client(favourite, "mechanic") as named:
-            assert [offer["stage"] for offer in named.snapshot["offers"]] == ["priority"]
-            await waiting.settle()
-            assert waiting.of("offer") == []
+        await pass_time(database_url, 29.5 * 60, living)
+        await living.node.dispatcher.fire(booking.request_id)
+        await waiting.settle()
+        assert waiting.of("offer") == []
 
-        await pass_time(database_url, 31 * 60, living)
+        await pass_time(database_url, 30 * 60 + 5, living)
         await waiting.until("offer", stage="open")
+        row = await _status(connection, booking.request_id)
+        waited = row["fallback_broadcast_at"] - row["priority_notified_at"]
+        assert timedelta(minutes=30) <= waited < timedelta(minutes=31)
+        assert row["priority_window_minutes"] == 30
 
 
 async def test_a_request_that_nobody_takes_for_two_hours_expires(

@@ -1,0 +1,1 @@
+"""Five awkward bookings, played on real servers and told frame by frame (docs/stories.md)."""
