@@ -1,39 +1,46 @@
 """How many mechanics a booking has reached, and how many are there to be reached.
 
 One job: add up what the nodes say of themselves, so that a customer reads "4 notified, 7 online".
+A mechanic with devices on several nodes counts once: each node tells by name those who are on
+another one too (and everybody while they are few), and how many more there are.
 Counts inform, they decide nothing; whom this node itself has asked is exact and is kept as long as
 the booking lives, so that its end finds everybody who holds a card. No I/O; imports `core`, `board`
 and `hints`. Time is passed in (monotonic seconds).
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Final
 from uuid import UUID
 
 from dispatch.board import bounded_put
-from dispatch.core.types import Booking, Routing
+from dispatch.core.types import Booking, Candidate, Routing
 from dispatch.hints import Reach, Roster
 
 REMEMBERED: Final = 20_000  # bookings whose counts are kept after their end
-NAMED: Final = 100  # beyond so many a node tells how many it asked, and no longer whom
+NAMED: Final = 100  # beyond so many a node names only those who are on another node too
 ROSTER_SECONDS: Final = 15.0  # a roster that is not repeated within this is forgotten
+
+
+Group = tuple[UUID | None, bool]  # workshop, specialist
 
 
 class Audience:
     """The counts of all nodes, as this one has heard them."""
 
-    def __init__(self, node_id: UUID) -> None:
+    def __init__(self, node_id: UUID, elsewhere: Set[UUID]) -> None:
+        """`elsewhere` always holds the mechanics here who are on another node too."""
         self._node_id = node_id
+        self._elsewhere = elsewhere
         self._asked_here: dict[UUID, tuple[int, set[UUID]]] = {}
         self._reaches: dict[UUID, dict[UUID, Reach]] = {}
         self._rosters: dict[UUID, tuple[float, Roster]] = {}
+        self._online: Counter[Group] = Counter()
 
     def asked_here(self, booking: Booking, mechanic_ids: Iterable[UUID]) -> Reach | None:
         """This node asked these mechanics in the present round; what to tell others, if new.
 
-        A mechanic counts once, however often she reconnects. One who is on several nodes counts
-        once too while each of them has asked few; beyond that once a node.
+        A mechanic counts once, however often she reconnects and wherever else she is.
         """
         generation, asked = self._asked_here.get(booking.request_id, (0, set()))
         if generation != booking.generation:
@@ -43,8 +50,14 @@ class Audience:
         if len(asked) == before:
             return None
         self._asked_here[booking.request_id] = (booking.generation, asked)
-        named = tuple(asked) if len(asked) <= NAMED else ()
-        reach = Reach(self._node_id, booking.request_id, booking.generation, len(asked), named)
+        named = asked if len(asked) <= NAMED else asked & self._elsewhere
+        reach = Reach(
+            self._node_id,
+            booking.request_id,
+            booking.generation,
+            len(asked) - len(named),
+            tuple(named),
+        )
         self.hear_reach(reach)
         return reach
 
@@ -62,6 +75,7 @@ class Audience:
     def hear_roster(self, roster: Roster, now: float) -> None:
         """Takes one node's roster."""
         self._rosters[roster.node_id] = (now, roster)
+        self._add_up()
 
     def ended(self, request_id: UUID) -> None:
         """The booking is over: who was asked matters no more, how many is still shown."""
@@ -72,7 +86,17 @@ class Audience:
         silent = [key for key, (at, _) in self._rosters.items() if now - at > ROSTER_SECONDS]
         for node_id in silent:
             del self._rosters[node_id]
+        self._add_up()
         return bool(silent)
+
+    def _add_up(self) -> None:
+        """Who is named counts once, whoever names her."""
+        rosters = [roster for _, roster in self._rosters.values()]
+        named = {row[0]: (row[1], row[2]) for roster in rosters for row in roster.named}
+        self._online = Counter(named.values())
+        for roster in rosters:
+            for workshop_id, is_specialist, count in roster.ready:
+                self._online[workshop_id, is_specialist] += count
 
     def notified(self, booking: Booking) -> int:
         """Mechanics asked in the booking's present round, on all nodes."""
@@ -81,27 +105,32 @@ class Audience:
             for reach in self._reaches.get(booking.request_id, {}).values()
             if reach.generation == booking.generation
         ]
-        if all(len(reach.mechanic_ids) == reach.asked for reach in reaches):
-            return len(set().union(*(reach.mechanic_ids for reach in reaches)))
-        return sum(reach.asked for reach in reaches)
+        named = set().union(*(reach.mechanic_ids for reach in reaches))
+        return len(named) + sum(reach.asked for reach in reaches)
 
     def online(self, booking: Booking) -> int:
         """Ready mechanics online anywhere who could serve the booking in its widest stage."""
         total = 0
-        for _, roster in self._rosters.values():
-            for workshop_id, is_specialist, count in roster.ready:
-                if booking.is_specialist and not is_specialist:
-                    continue
-                other = workshop_id != booking.preferred_workshop_id
-                if booking.routing is Routing.WORKSHOP_ONLY and other:
-                    continue
-                total += count
+        for (workshop_id, is_specialist), count in self._online.items():
+            if booking.is_specialist and not is_specialist:
+                continue
+            other = workshop_id != booking.preferred_workshop_id
+            if booking.routing is Routing.WORKSHOP_ONLY and other:
+                continue
+            total += count
         return total
 
-    def roster(self, ready: Counter[tuple[UUID | None, bool]]) -> Roster:
-        """This node's own roster, from its hub's count of who is ready."""
-        groups = sorted(ready.items(), key=lambda item: (str(item[0][0]), item[0][1]))
+    def roster(self, ready: Counter[Group], candidates: Iterable[Candidate]) -> Roster:
+        """This node's own roster: its hub's count of who is ready, these of them by name."""
+        unnamed = ready.copy()
+        named = []
+        for each in candidates:
+            if each.approved and each.available:
+                unnamed[each.workshop_id, each.is_specialist] -= 1
+                named.append((each.mechanic_id, each.workshop_id, each.is_specialist))
+        groups = sorted(unnamed.items(), key=lambda item: (str(item[0][0]), item[0][1]))
         return Roster(
             self._node_id,
             tuple((*group, count) for group, count in groups if count),
+            tuple(named),
         )

@@ -67,8 +67,14 @@ class PresenceChanged(Struct, frozen=True, tag="p"):
     at: datetime
 
 
+class MechanicShared(Struct, frozen=True, tag="d"):
+    """A mechanic has devices on more than one node: whoever counts her must name her."""
+
+    user_id: UUID
+
+
 class Reach(Struct, frozen=True, tag="s"):
-    """How many mechanics one node has asked in a round so far, and who while they are few."""
+    """Whom one node has asked in a round so far: `mechanic_ids` by name, `asked` more without."""
 
     node_id: UUID
     request_id: UUID
@@ -80,11 +86,13 @@ class Reach(Struct, frozen=True, tag="s"):
 class Roster(Struct, frozen=True, tag="o"):
     """Ready mechanics (approved, available, connected) of one node.
 
-    `ready` has one row per (workshop, specialist): workshop id or None, specialist, how many.
+    `named` has one row a mechanic: id, workshop or None, specialist. `ready` counts the others, one
+    row per (workshop, specialist).
     """
 
     node_id: UUID
     ready: tuple[tuple[UUID | None, bool, int], ...]
+    named: tuple[tuple[UUID, UUID | None, bool], ...] = ()
 
 
 Hint = (
@@ -93,6 +101,7 @@ Hint = (
     | MechanicChanged
     | UserRevoked
     | PresenceChanged
+    | MechanicShared
     | Reach
     | Roster
 )

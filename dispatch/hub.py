@@ -62,13 +62,15 @@ class OnlineMechanic:
 class Hub:
     """Every authenticated socket of this node.
 
-    `ready` counts its approved and available mechanics by (workshop, specialist).
+    `ready` counts its approved and available mechanics by (workshop, specialist); `elsewhere` holds
+    those of its mechanics who are known to have a device on another node too.
     """
 
     def __init__(self) -> None:
         self._sockets: defaultdict[UUID, set[Socket]] = defaultdict(set)
         self._mechanics: dict[UUID, OnlineMechanic] = {}
         self.ready: Counter[tuple[UUID | None, bool]] = Counter()
+        self.elsewhere: set[UUID] = set()
         self._watchers: defaultdict[UUID, set[Socket]] = defaultdict(set)
         self._watched: defaultdict[UUID, set[UUID]] = defaultdict(set)
 
@@ -100,6 +102,7 @@ class Hub:
             mechanic.sockets.discard(socket)
             if not mechanic.sockets:
                 del self._mechanics[socket.user_id]
+                self.elsewhere.discard(socket.user_id)
                 self._count_ready(mechanic.candidate, -1)
         for mechanic_id in self._watched.pop(socket.connection_id, set()):
             self._unwatch(socket, mechanic_id)
@@ -117,6 +120,17 @@ class Hub:
         everyone = list(self._mechanics.values())
         begin = random.randrange(len(everyone)) if everyone else 0
         return everyone[begin:] + everyone[:begin]
+
+    def share(self, mechanic_id: UUID) -> None:
+        """The mechanic, if she is here, has a device on another node too."""
+        if mechanic_id in self._mechanics:
+            self.elsewhere.add(mechanic_id)
+
+    def to_be_named(self, at_most: int) -> list[Candidate]:
+        """Everyone while they are no more than that, else those who are on another node too."""
+        if len(self._mechanics) <= at_most:
+            return [mechanic.candidate for mechanic in self._mechanics.values()]
+        return [self._mechanics[each].candidate for each in self.elsewhere]
 
     def set_candidate(self, mechanic: OnlineMechanic, candidate: Candidate) -> None:
         """Routing sees these facts of her from now on."""

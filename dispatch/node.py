@@ -17,7 +17,7 @@ from typing import Any, Final, Self, assert_never
 from uuid import UUID
 
 from dispatch import payments
-from dispatch.audience import Audience
+from dispatch.audience import NAMED, Audience
 from dispatch.audit import Audit
 from dispatch.auth import Authenticator
 from dispatch.board import Board
@@ -26,13 +26,14 @@ from dispatch.config import Config
 from dispatch.core.types import Candidate
 from dispatch.database import Pool, close_pool, open_pool, unavailable_when_lost
 from dispatch.dispatcher import Dispatcher
-from dispatch.errors import NotFound, Unavailable
+from dispatch.errors import Unavailable
 from dispatch.fanout import Fanout
 from dispatch.gateway import Gateway
 from dispatch.hints import (
     BookingChanged,
     Hint,
     MechanicChanged,
+    MechanicShared,
     PresenceChanged,
     Reach,
     Roster,
@@ -89,11 +90,17 @@ class Node:
         self.hub = Hub()
         self.metrics = Metrics(node_id)
         self.login_rate = login_rate(config.rate_logins)
-        self.audience = Audience(node_id)
+        self.audience = Audience(node_id, self.hub.elsewhere)
         self.audit = Audit(self.store, node_id, self.clock.now)
         self.bus = Bus(config.redis_url, space, node_id, self._hear, self._resync)
         self.presence = PresenceRegistry(
-            config.redis_url, space, node_id, pool, config, self._presence_changed
+            config.redis_url,
+            space,
+            node_id,
+            pool,
+            config,
+            self._presence_changed,
+            self._mechanic_shared,
         )
         self.fanout = Fanout(
             self.hub,
@@ -135,6 +142,7 @@ class Node:
         )
         self._reconcile_now = asyncio.Event()
         self._facts_since: datetime | None = None
+        self._changes_told: dict[UUID, datetime] = {}  # of mechanics, as far as they are read again
         self._postgres_lost = False
         self._watch_gauges()
 
@@ -214,10 +222,11 @@ class Node:
                 if entry_here is not None:
                     self.fanout.warn(entry_here)
             case MechanicChanged(candidate, changed_at):
-                self._learn_facts(candidate, changed_at)
-                self._tell_watchers(candidate.mechanic_id)
+                self._mechanic_changed(candidate, changed_at)
             case PresenceChanged(user_id):
                 self._tell_watchers(user_id)
+            case MechanicShared(user_id):
+                self.hub.share(user_id)
             case UserRevoked(user_id, token_epoch):
                 self.close_revoked(user_id, token_epoch)
             case Reach(_, request_id):
@@ -228,6 +237,13 @@ class Node:
                 self.fanout.all_counts_changed()
             case _ as unreachable:
                 assert_never(unreachable)
+
+    def _mechanic_changed(self, candidate: Candidate, changed_at: datetime) -> None:
+        """Told by a hint or read again, and often by both: watchers hear of it once."""
+        self._learn_facts(candidate, changed_at)
+        if self._changes_told.get(candidate.mechanic_id) != changed_at:
+            self._changes_told[candidate.mechanic_id] = changed_at
+            self._tell_watchers(candidate.mechanic_id)
 
     def _learn_facts(self, candidate: Candidate, changed_at: datetime) -> None:
         """Facts of a mechanic, if newer; only an approved one is present (P3, P4)."""
@@ -249,6 +265,10 @@ class Node:
         self.bus.publish(changed)
         self._tell_watchers(changed.user_id)
 
+    def _mechanic_shared(self, mechanic_id: UUID) -> None:
+        self.hub.share(mechanic_id)
+        self.bus.publish(MechanicShared(mechanic_id))
+
     def _tell_watchers(self, mechanic_id: UUID) -> None:
         if self.hub.watchers_of(mechanic_id):
             self.tasks.spawn(self._tell(mechanic_id), f"tell watchers of {mechanic_id}")
@@ -256,8 +276,9 @@ class Node:
     async def _tell(self, mechanic_id: UUID) -> None:
         try:
             await self.gateway.tell_watchers(mechanic_id)
-        except NotFound:
-            log.info("mechanic %s is gone; her watchers find out when they ask", mechanic_id)
+        except Unavailable:
+            self._changes_told.pop(mechanic_id, None)  # again when it is read again
+            raise
 
     def revoke(self, user_id: UUID, token_epoch: int) -> None:
         """Tokens below this epoch are void: their sockets close here and on every node."""
@@ -283,8 +304,10 @@ class Node:
         asked_at = await self._database_clock()
         if self._facts_since is not None:  # before the first time nobody is here
             for facts in await self.store.facts_changed_since(self._facts_since):
-                self._learn_facts(facts.candidate, facts.changed_at)
-        self._facts_since = asked_at - FACTS_MARGIN
+                self._mechanic_changed(facts.candidate, facts.changed_at)
+        self._facts_since = since = asked_at - FACTS_MARGIN
+        told = self._changes_told.items()
+        self._changes_told = {id_: changed_at for id_, changed_at in told if changed_at > since}
 
     async def _database_clock(self) -> datetime:
         async with unavailable_when_lost():
@@ -327,9 +350,9 @@ class Node:
         while True:
             await asyncio.sleep(COUNTS_SECONDS)
             now = time.monotonic()
-            if self.hub.ready != last or now - said_at > ROSTER_REPEAT_SECONDS:
-                last, said_at = self.hub.ready.copy(), now
-                roster = self.audience.roster(self.hub.ready)
+            roster = self.audience.roster(self.hub.ready, self.hub.to_be_named(NAMED))
+            if roster != last or now - said_at > ROSTER_REPEAT_SECONDS:
+                last, said_at = roster, now
                 self.bus.publish(roster)
                 self.audience.hear_roster(roster, now)
                 self.fanout.all_counts_changed()

@@ -94,7 +94,8 @@ class PresenceRegistry:
 
     `changed` is called on the loop when a mechanic comes (by the node that wrote her first
     connection) or goes (by the node that removed the last). It may be called again with what was
-    told before; `at` (Redis's clock) says which is the latest.
+    told before; `at` (Redis's clock) says which is the latest. `shared` is called when a mechanic
+    who is here is found to be on another node too.
     """
 
     def __init__(
@@ -105,10 +106,12 @@ class PresenceRegistry:
         pool: Pool,
         config: Config,
         changed: Callable[[PresenceChanged], None],
+        shared: Callable[[UUID], None],
     ) -> None:
         self._namespace = namespace
         self._node_id = node_id
         self._changed = changed
+        self._shared = shared
         self._grace_seconds = config.presence_grace_seconds
         self._lease_seconds = config.node_lease_seconds
         self._beat_seconds = config.node_lease_seconds / BEATS_PER_LEASE
@@ -284,7 +287,7 @@ class PresenceRegistry:
         status = "more"
         while status == "more":
             [reply] = await self._link.ask(life.bury(self._lease, BATCH, forced=True))
-            status, at, told = read_script(reply)
+            status, at, told, _ = read_script(reply)
             self._tell(told, at)
 
     # --- Redis ------------------------------------------------------------------------------------
@@ -390,24 +393,26 @@ class PresenceRegistry:
         )
 
     def _written(self, reply: bytes, changes: list[Change], complete: bool) -> None:
-        status, at, told = read_script(reply)
-        if status == "ok":
+        answer = read_script(reply)
+        if answer.status == "ok":
             self._ledger.confirm(changes)
             self._published = self._published or complete
             self._first_published.set()
             self._beat_at = time.monotonic() + self._beat_seconds
-            self._tell(told, at)
+            self._tell(answer.told, answer.at)
+            for mechanic_id in answer.shared:
+                self._shared(mechanic_id)
         else:
-            log.warning("the lease %s is %s: a new one begins", self._lease, status)
+            log.warning("the lease %s is %s: a new one begins", self._lease, answer.status)
             self._graves[self._lease] = True
             self._ledger.buried()
             self._begin_lease()
 
     def _buried(self, lease: str, reply: bytes) -> None:
-        status, at, told = read_script(reply)
-        if status != "more":
+        answer = read_script(reply)
+        if answer.status != "more":
             del self._graves[lease]
-        self._tell(told, at)
+        self._tell(answer.told, answer.at)
 
     def _look(self, view: View) -> None:
         """See who has published, and whose lease ran out."""

@@ -34,11 +34,15 @@ class Told(NamedTuple):
 
 
 class ScriptAnswer(NamedTuple):
-    """What the script says: its status, Redis's time, and whom to tell about."""
+    """What the script says: its status, Redis's time, and whom to tell about.
+
+    `shared` are mechanics who were written while another node had them too.
+    """
 
     status: str
     at: datetime
     told: list[Told]
+    shared: list[UUID]
 
 
 class View(Struct, frozen=True):
@@ -64,7 +68,7 @@ class _Lease(Struct, frozen=True, array_like=True):
 _decode_lease = msgspec.msgpack.Decoder(_Lease).decode
 _decode_entries = msgspec.msgpack.Decoder(dict[str, str]).decode
 _decode_answer = msgspec.msgpack.Decoder(
-    tuple[str, int, list[tuple[str, bool, int]]], strict=False
+    tuple[str, int, list[tuple[str, bool, int]], list[str]], strict=False
 ).decode
 
 
@@ -169,9 +173,12 @@ def run_id_of(info: bytes | Mapping[bytes, bytes]) -> str:
 
 def read_script(answer: bytes) -> ScriptAnswer:
     """What `apply` or `bury` answered."""
-    status, now_us, told = _decode_answer(answer)
+    status, now_us, told, shared = _decode_answer(answer)
     return ScriptAnswer(
-        status, time_of(now_us), [Told(UUID(user), on, time_of(us)) for user, on, us in told]
+        status,
+        time_of(now_us),
+        [Told(UUID(user), on, time_of(us)) for user, on, us in told],
+        [UUID(user) for user in shared],
     )
 
 

@@ -9,16 +9,17 @@
 --       seen       hash: mechanic -> µs
 --       members    set of one lease: user .. connection (32 hexadecimal digits each)
 -- ARGV  verb, epoch, lease, and what the verb needs
--- Gives msgpack [status, now µs, [[user, online, seen µs], …]]: the users to tell about, in order.
+-- Gives msgpack [status, now µs, [[user, online, seen µs], …], [user, …]]: the users to tell about,
+-- in order, and the mechanics who were added here while another node has them too.
 -- Times are Redis's own; a lease names a node and its incarnation.
 local EPOCH, NODES, USERS, MECHANICS, WORKSHOPS, SEEN, MEMBERS = unpack(KEYS)
 local verb, epoch, lease = ARGV[1], ARGV[2], ARGV[3]
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local told = {}
+local told, shared = {}, {}
 
 local function answer(status)
-  return cmsgpack.pack({status, now, told})
+  return cmsgpack.pack({status, now, told, shared})
 end
 
 local function count(workshop, by)
@@ -57,6 +58,12 @@ local function add(user, connection, mechanic, workshop, device, silent, again)
   redis.call('HSET', USERS, user, cmsgpack.pack(entries))
   redis.call('SADD', MEMBERS, user .. connection)
   if not mechanic then return end
+  for other in pairs(entries) do
+    if string.sub(other, 1, #lease) ~= lease then
+      shared[#shared + 1] = user
+      break
+    end
+  end
   count_mechanic(user, workshop)
   if first then
     local seen = see(user, now)

@@ -39,3 +39,15 @@ async def test_who_is_on_two_nodes_and_connects_again_was_asked_once(city: City)
 
     await third.card(booking.request_id)
     assert (await booking.reads(mechanics_notified=1))["status"] == "pending"
+
+
+async def test_who_is_on_two_nodes_is_online_once(city: City) -> None:
+    ann = await city.customer()
+    mechanics = [await city.mechanic(workshop=0, online=False) for _ in range(2)]
+    for mechanic in mechanics:
+        for node in sorted(city.town.nodes()):
+            await mechanic.connect_to(node)
+
+    booking = await ann.book(routing_type="workshop_only", workshop_id=mechanics[0].workshop_id)
+
+    await booking.reads(mechanics_notified=2, mechanics_online=2)

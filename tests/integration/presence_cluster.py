@@ -27,8 +27,9 @@ class Node:
     def __init__(self, redis_url: str, space: str, pool: Pool, config: Config) -> None:
         self.node_id = uuid4()
         self.told: list[PresenceChanged] = []
+        self.shared: list[UUID] = []
         self.registry = PresenceRegistry(
-            redis_url, space, self.node_id, pool, config, self.told.append
+            redis_url, space, self.node_id, pool, config, self.told.append, self.shared.append
         )
         self._task = asyncio.create_task(self.registry.run())
 

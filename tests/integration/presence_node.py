@@ -19,7 +19,13 @@ async def main(database_url: str, redis_url: str, stays: UUID, leaves: UUID) -> 
     pool = await open_pool(database_url, size=1)
     config = Config(presence_grace_seconds=0.2, node_lease_seconds=1.0)
     registry = PresenceRegistry(
-        redis_url, await namespace(pool), uuid4(), pool, config, lambda changed: None
+        redis_url,
+        await namespace(pool),
+        uuid4(),
+        pool,
+        config,
+        lambda changed: None,
+        lambda shared: None,
     )
     connection = uuid4()
     registry.join(stays, Role.MECHANIC, uuid4(), "phone", None)

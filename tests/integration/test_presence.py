@@ -390,3 +390,17 @@ async def test_a_database_has_one_namespace_and_its_copy_another(
 
     assert spaces[0] == spaces[1] != spaces[2]
     assert all(len(space) <= 25 for space in spaces)
+
+
+async def test_a_mechanic_on_two_nodes_is_noticed_by_the_second(start: Start) -> None:
+    first, second = await start().settled(), await start().settled()
+    anna, ben = uuid4(), uuid4()
+    first.join(anna)
+    first.join(ben)
+    first.join(anna, device="tablet")
+    await eventually(lambda: equals(second.sees(anna), ONLINE))
+
+    second.join(anna)
+
+    await eventually(lambda: second.shared == [anna])
+    assert first.shared == []

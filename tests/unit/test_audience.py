@@ -1,19 +1,21 @@
 """Counts of what nodes say of themselves."""
 
+from collections import Counter
 from uuid import uuid4
 
 from msgspec.structs import replace
 
-from dispatch.audience import NAMED, ROSTER_SECONDS, Audience
+from dispatch.audience import NAMED, ROSTER_SECONDS, Audience, Group
 from dispatch.core.types import Routing, Stage
 from dispatch.hints import Reach, Roster
 from tests.unit.builders import booking as a_booking
+from tests.unit.builders import candidate
 
 BOOKING = a_booking(stage=Stage.OPEN, is_specialist=False)
 
 
 def test_notified_adds_up_the_nodes_of_the_present_round_only() -> None:
-    audience = Audience(uuid4())
+    audience = Audience(uuid4(), set())
     audience.asked_here(BOOKING, [uuid4(), uuid4()])
     audience.asked_here(BOOKING, [uuid4()])
     audience.hear_reach(Reach(uuid4(), BOOKING.request_id, BOOKING.generation, 4))
@@ -25,10 +27,10 @@ def test_notified_adds_up_the_nodes_of_the_present_round_only() -> None:
 
 
 def test_who_is_asked_again_counts_once_and_again_in_the_next_round() -> None:
-    audience, mechanic_id = Audience(uuid4()), uuid4()
+    audience, mechanic_id = Audience(uuid4(), set()), uuid4()
     first = audience.asked_here(BOOKING, [mechanic_id])
     assert first is not None
-    assert first.asked == 1
+    assert (first.asked, first.mechanic_ids) == (0, (mechanic_id,))
     assert audience.asked_here(BOOKING, [mechanic_id]) is None
 
     again = replace(BOOKING, generation=BOOKING.generation + 1)
@@ -36,18 +38,36 @@ def test_who_is_asked_again_counts_once_and_again_in_the_next_round() -> None:
     assert audience.notified(again) == 1
 
 
-def test_who_was_asked_on_two_nodes_counts_once_while_they_are_few() -> None:
-    audience, both = Audience(uuid4()), uuid4()
+def test_who_was_asked_on_two_nodes_counts_once() -> None:
+    both = uuid4()
+    audience = Audience(uuid4(), {both})
     audience.asked_here(BOOKING, [both, uuid4()])
-    audience.hear_reach(Reach(uuid4(), BOOKING.request_id, BOOKING.generation, 1, (both,)))
-    assert audience.notified(BOOKING) == 2
+    audience.hear_reach(Reach(uuid4(), BOOKING.request_id, BOOKING.generation, 300, (both,)))
+    assert audience.notified(BOOKING) == 302
 
-    audience.asked_here(BOOKING, [uuid4() for _ in range(NAMED)])
-    assert audience.notified(BOOKING) == NAMED + 3
+    many = audience.asked_here(BOOKING, [uuid4() for _ in range(NAMED)])
+
+    assert many is not None
+    assert (many.asked, many.mechanic_ids) == (NAMED + 1, (both,))
+    assert audience.notified(BOOKING) == NAMED + 302
+
+
+def test_who_is_ready_on_two_nodes_counts_once() -> None:
+    workshop_id = uuid4()
+    anna = candidate(uuid4(), workshop_id=workshop_id)
+    away = candidate(uuid4(), available=False)
+    here, there = Audience(uuid4(), set()), Audience(uuid4(), set())
+    both_say: Counter[Group] = Counter({(workshop_id, False): 1})
+
+    for node, more in ((here, 2), (there, 300)):
+        ready = both_say + Counter[Group]({(None, False): more})
+        here.hear_roster(node.roster(ready, [anna, away]), now=0.0)
+
+    assert here.online(BOOKING) == 303
 
 
 def test_online_counts_who_could_serve_the_booking_in_its_widest_stage() -> None:
-    workshop_id, audience = uuid4(), Audience(uuid4())
+    workshop_id, audience = uuid4(), Audience(uuid4(), set())
     ready = ((workshop_id, False, 2), (workshop_id, True, 1), (None, False, 5))
     audience.hear_roster(Roster(uuid4(), ready), now=0.0)
 
@@ -58,7 +78,7 @@ def test_online_counts_who_could_serve_the_booking_in_its_widest_stage() -> None
 
 
 def test_a_silent_node_is_no_longer_counted() -> None:
-    audience = Audience(uuid4())
+    audience = Audience(uuid4(), set())
     audience.hear_roster(Roster(uuid4(), ((None, False, 3),)), now=0.0)
     audience.forget_silent_nodes(ROSTER_SECONDS)
     assert audience.online(BOOKING) == 3
