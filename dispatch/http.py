@@ -17,12 +17,13 @@ from dispatch.endpoints.booking import Bookings
 from dispatch.endpoints.operators import Operators
 from dispatch.endpoints.people import People
 from dispatch.endpoints.sessions import Sessions
+from dispatch.endpoints.workshops import Workshops
 from dispatch.errors import Conflict, DispatchError
 from dispatch.node import Node
 
 log = logging.getLogger(__name__)
 
-AREAS = (People, Bookings, Sessions, Operators)
+AREAS = (People, Bookings, Sessions, Workshops, Operators)
 
 
 def create_app(node: Node, lifespan: Any) -> Starlette:
