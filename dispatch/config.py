@@ -6,8 +6,10 @@ one `ConfigError` that names every wrong or missing value together; no secret is
 message, of `repr(config)` or of `describe(config)`.
 """
 
+import base64
 import dataclasses
 import ipaddress
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,7 @@ HOUR_SECONDS = 3600
 DAY_SECONDS = 24 * HOUR_SECONDS
 WEEK_SECONDS = 7 * DAY_SECONDS
 JWT_SECRET_BYTES = 32
+VAPID_KEY_BYTES = 32
 
 # A parser turns the variable's text into the value, or raises ValueError with what is expected
 # and without the text, which may be a secret. A shower turns the value into what may be seen.
@@ -120,6 +123,26 @@ def _network(text: str) -> str:
         raise ValueError("must be IP addresses or networks") from None
 
 
+def _vapid_key(text: str) -> str:
+    """A private key of P-256 as `dispatch vapid-key` and browsers' tools print it."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    try:
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        if len(raw) != VAPID_KEY_BYTES:
+            raise ValueError
+        ec.derive_private_key(int.from_bytes(raw), ec.SECP256R1())
+    except ValueError:
+        raise ValueError("must be a private key as `dispatch vapid-key` prints it") from None
+    return text
+
+
+def _vapid_subject(text: str) -> str:
+    if re.fullmatch(r"mailto:[!-~]+@[!-~]+|https://[!-~]+", text) is None:
+        raise ValueError("must begin with mailto: or https:// and be an address to write to")
+    return text
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Config:
     """Every setting. `…_seconds` are seconds, may be fractional, and are greater than 0.
@@ -165,8 +188,10 @@ class Config:
     livekit_url: str = _url("LIVEKIT_URL", ("wss", "ws", "https", "http"))
     livekit_api_key: str = _text("LIVEKIT_API_KEY")
     livekit_api_secret: str = _secret("LIVEKIT_API_SECRET")
-    vapid_private_key: str = _secret("VAPID_PRIVATE_KEY")
-    vapid_subject: str = _text("VAPID_SUBJECT")
+    vapid_private_key: str = _setting("VAPID_PRIVATE_KEY", "", _vapid_key, _masked)
+    vapid_subject: str = _setting("VAPID_SUBJECT", "", _vapid_subject)
+    push_trusted_origins: tuple[str, ...] = _list("DISPATCH_PUSH_TRUSTED_ORIGINS", _origin)
+    push_urgent_below: int = _number("DISPATCH_PUSH_URGENT_BELOW", 0, 0, 1_000_000, whole=True)
     smtp_url: str = _url("SMTP_URL", ("smtp", "smtps"))
 
     embedded: bool = False
@@ -191,6 +216,11 @@ class Config:
             loopback = (f"http://localhost:{port}", f"http://127.0.0.1:{port}")
             allowed = tuple(dict.fromkeys((own, *(loopback if _is_local(self.host) else ()))))
         return dataclasses.replace(config, public_url=public_url, allowed_origins=allowed)
+
+    @property
+    def web_push(self) -> bool:
+        """Whether mechanics can be reached by web push (N3)."""
+        return bool(self.vapid_private_key)
 
     def policy(self) -> Policy:
         """The part that decisions use."""

@@ -15,6 +15,7 @@ PRODUCTION = {
     "STRIPE_SECRET_KEY": "sk_test_hunter5",
     "STRIPE_WEBHOOK_SECRET": "whsec_hunter6, whsec_hunter7",
 }
+VAPID_PRIVATE_KEY = "hunter10" + "A" * 35
 
 
 def test_without_any_variable_everything_has_its_documented_default() -> None:
@@ -33,6 +34,11 @@ def test_without_any_variable_everything_has_its_documented_default() -> None:
     assert (config.plan_minute_seconds, config.warning_seconds) == (60, 60)
     assert (config.rate_messages, config.rate_connects, config.rate_logins) == (20, 20, 5)
     assert (config.mechanic_capacity, config.drain_seconds) == (1, 30)
+    assert (config.web_push, config.push_trusted_origins, config.push_urgent_below) == (
+        False,
+        (),
+        0,
+    )
 
 
 def test_the_environment_is_read_into_values_of_the_right_kind() -> None:
@@ -124,7 +130,7 @@ def test_secrets_are_shown_nowhere_but_that_they_are_set_is() -> None:
             "LIVEKIT_URL": "wss://video.example",
             "LIVEKIT_API_KEY": "key",
             "LIVEKIT_API_SECRET": "hunter9",
-            "VAPID_PRIVATE_KEY": "hunter10",
+            "VAPID_PRIVATE_KEY": VAPID_PRIVATE_KEY,
             "VAPID_SUBJECT": "mailto:ops@dispatch.example",
             "SMTP_URL": "smtp://mailer:hunter11@mail.example:587",
         }
@@ -135,10 +141,63 @@ def test_secrets_are_shown_nowhere_but_that_they_are_set_is() -> None:
     assert "hunter" not in str(rows)
     assert rows["DISPATCH_JWT_SECRET"].value == "***"
     assert rows["STRIPE_WEBHOOK_SECRET"].value == "***"
+    assert rows["VAPID_PRIVATE_KEY"].value == "***"
     assert rows["DATABASE_URL"].value == "postgresql://dispatch:***@db.internal:5432/dispatch"
     assert rows["SMTP_URL"].value == "smtp://mailer:***@mail.example:587"
     assert rows["DISPATCH_HOST"].source == "default"
     assert rows["DATABASE_URL"].source == "environment"
+
+
+VAPID = {"VAPID_PRIVATE_KEY": VAPID_PRIVATE_KEY, "VAPID_SUBJECT": "mailto:ops@dispatch.example"}
+PUSH_KEY_EXPECTED = "VAPID_PRIVATE_KEY must be a private key as `dispatch vapid-key` prints it"
+PUSH_SUBJECT_EXPECTED = (
+    "VAPID_SUBJECT must begin with mailto: or https:// and be an address to write to"
+)
+
+
+def test_web_push_is_on_with_a_key_and_a_subject() -> None:
+    origins = {"DISPATCH_PUSH_TRUSTED_ORIGINS": "http://127.0.0.1:9000, https://Push.example"}
+    config = load(VAPID | origins | {"DISPATCH_PUSH_URGENT_BELOW": "3"})
+
+    assert config.web_push
+    assert config.push_trusted_origins == ("http://127.0.0.1:9000", "https://push.example")
+    assert config.push_urgent_below == 3
+    assert load(VAPID | {"VAPID_SUBJECT": "https://dispatch.example/contact"}).web_push
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "problem"),
+    [
+        ("VAPID_PRIVATE_KEY", "hunter10", PUSH_KEY_EXPECTED),
+        ("VAPID_PRIVATE_KEY", "hunter10" + "A" * 36, PUSH_KEY_EXPECTED),
+        ("VAPID_PRIVATE_KEY", "A" * 43, PUSH_KEY_EXPECTED),
+        ("VAPID_PRIVATE_KEY", "_" * 42 + "8", PUSH_KEY_EXPECTED),
+        ("VAPID_PRIVATE_KEY", "hunter10 " + "A" * 34, PUSH_KEY_EXPECTED),
+        ("VAPID_PRIVATE_KEY", "-----BEGIN PRIVATE KEY-----hunter10", PUSH_KEY_EXPECTED),
+        ("VAPID_PRIVATE_KEY", "hünter10" + "A" * 35, PUSH_KEY_EXPECTED),
+        ("VAPID_SUBJECT", "ops@dispatch.example", PUSH_SUBJECT_EXPECTED),
+        ("VAPID_SUBJECT", "http://dispatch.example", PUSH_SUBJECT_EXPECTED),
+        ("VAPID_SUBJECT", "mailto:ops", PUSH_SUBJECT_EXPECTED),
+        ("VAPID_SUBJECT", "mailto:ops@dispatch.example\nX: 1", PUSH_SUBJECT_EXPECTED),
+        (
+            "DISPATCH_PUSH_TRUSTED_ORIGINS",
+            "push.example",
+            "DISPATCH_PUSH_TRUSTED_ORIGINS must be origins, scheme://host[:port] without a path",
+        ),
+        (
+            "DISPATCH_PUSH_URGENT_BELOW",
+            "-1",
+            "DISPATCH_PUSH_URGENT_BELOW must be a whole number from 0 to 1000000",
+        ),
+    ],
+)
+def test_a_wrong_setting_of_web_push_is_named_and_its_value_is_not_shown(
+    variable: str, value: str, problem: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(VAPID | {variable: value})
+
+    assert raised.value.problems == (problem,)
 
 
 @pytest.mark.parametrize(
