@@ -9,16 +9,19 @@ import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 from uuid import UUID, uuid4
 
+import aiohttp
 from websockets.asyncio.client import ClientConnection, connect
 
 from dispatch.app import serve
 from dispatch.auth import issue_token
 from dispatch.config import Config
 from dispatch.node import Node
-from tests.support import WAIT_SECONDS
+from tests.support import WAIT_SECONDS, eventually
 
 Frame = dict[str, Any]
 
@@ -39,6 +42,42 @@ class LivingNode:
             client = Client(link)
             await client.until("welcome")
             yield client
+
+    async def call(
+        self, user_id: UUID, role: str, method: str, path: str, body: object = None
+    ) -> tuple[int, Frame]:
+        """What HTTP answers this user: status and JSON."""
+        token = issue_token(self.node.config.jwt_secret, user_id, role, 0, 3600)
+        url = self.ws_url.replace("ws", "http", 1).removesuffix("/ws") + path
+        headers = {"Authorization": f"Bearer {token}"}
+        async with (
+            aiohttp.ClientSession() as http,
+            http.request(method, url, headers=headers, json=body) as response,
+        ):
+            return response.status, await response.json()
+
+    async def book(self, customer_id: UUID, **wish: object) -> "Booked":
+        """A free booking over HTTP; `wish` as the intake's fields are called."""
+        form = {"plan": "free"} | {name: _plain(value) for name, value in wish.items()}
+        status, made = await self.call(customer_id, "customer", "POST", "/api/intake/start", form)
+        assert status == 201, made
+        return Booked(UUID(made["request_id"]), UUID(made["session_id"]), customer_id)
+
+    async def is_online(self, mechanic_id: UUID, asker_id: UUID) -> bool:
+        """Whether a customer is told here that this mechanic is online."""
+        path = f"/api/mechanics/{mechanic_id}/status"
+        status, told = await self.call(asker_id, "customer", "GET", path)
+        assert status == 200, told
+        return bool(told["is_online"])
+
+
+@dataclass(frozen=True)
+class Booked:
+    """A request that was made."""
+
+    request_id: UUID
+    session_id: UUID
+    customer_id: UUID
 
 
 class Client:
@@ -97,6 +136,19 @@ async def living_node(config: Config) -> AsyncIterator[LivingNode]:
         finally:
             stop.set()
             await task
+
+
+@contextlib.asynccontextmanager
+async def two_nodes(config: Config) -> AsyncIterator[tuple[LivingNode, LivingNode]]:
+    """Two that hear each other."""
+    async with living_node(config) as one, living_node(config) as other:
+        for living in (one, other):
+            await eventually(partial(_is_whole, living))
+        yield one, other
+
+
+def _is_whole(living: LivingNode) -> bool:
+    return living.node.degraded() == []
 
 
 async def pass_time(database_url: str, seconds: float, *nodes: LivingNode) -> None:

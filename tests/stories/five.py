@@ -96,7 +96,9 @@ async def the_winner_cancels(play: Play) -> None:
     await play.accepts(max_)
     await _taken(ann, max_, fay, ida)
     await play.passes(minutes=3)
-    await play.says(max_, "assignment.cancel", session_id=play.session_id, reason="flat tyre")
+    await play.says(
+        max_, "assignment.cancel", session_id=play.booking.session_id, reason="flat tyre"
+    )
     await max_.hears("ok")
     for mechanic in (fay, ida):
         await mechanic.hears("offer", generation=2)

@@ -18,13 +18,11 @@ from functools import partial
 from typing import Any, Final
 from uuid import UUID, uuid4
 
-import aiohttp
 import asyncpg
 
-from dispatch.auth import issue_token
-from dispatch.config import Config, load
+from dispatch.config import load
 from dispatch.database import Connection, close_pool, open_pool
-from tests.integration.living import Client, LivingNode, living_node, pass_time
+from tests.integration.living import Booked, Client, LivingNode, pass_time, two_nodes
 from tests.integration.rows import add_customer, add_mechanic
 from tests.stories.transcript import Frame, Transcript, clock
 from tests.support import (
@@ -58,7 +56,6 @@ class Person:
     role: str
     id: UUID
     living: LivingNode
-    token: str
     client: Client | None = None
     _told: int = 0
 
@@ -103,40 +100,41 @@ class Play:
     """A story in the making. `lines` and `scenes` are whole when the curtain has fallen."""
 
     database_url: str
-    config: Config
     nodes: tuple[LivingNode, LivingNode]
     connection: Connection
-    http: aiohttp.ClientSession
     stack: AsyncExitStack
     transcript: Transcript = field(default_factory=Transcript)
     scenes: list[Scene] = field(default_factory=list)
     cast: list[Person] = field(default_factory=list)
     at: int = 0
-    request_id: UUID | None = None
-    session_id: UUID | None = None
+    booked: Booked | None = None
     offset_seconds: float = 0.0
 
     @property
     def lines(self) -> list[str]:
         return self.transcript.lines
 
+    @property
+    def booking(self) -> Booked:
+        assert self.booked is not None, "nobody has booked yet"
+        return self.booked
+
     # --- people
 
     async def customer(self, name: str) -> Person:
         """A customer, connected to the first node."""
         user_id = await add_customer(self.connection)
-        return await self._enter(Person(name, "customer", user_id, self.nodes[0], ""), True)
+        return await self._enter(Person(name, "customer", user_id, self.nodes[0]), True)
 
     async def mechanic(self, name: str, *, node: int, online: bool = True) -> Person:
         """An independent, approved and available mechanic, connected to that node if online."""
         user_id = await add_mechanic(self.connection)
-        return await self._enter(Person(name, "mechanic", user_id, self.nodes[node], ""), online)
+        return await self._enter(Person(name, "mechanic", user_id, self.nodes[node]), online)
 
     async def _enter(self, person: Person, online: bool) -> Person:
         await self.connection.execute(
             "UPDATE users SET name = $2 WHERE id = $1", person.id, person.name
         )
-        person.token = issue_token(self.config.jwt_secret, person.id, person.role, 0, 3600)
         self.cast.append(person)
         self.transcript.names[str(person.id)] = person.name
         if online:
@@ -153,12 +151,7 @@ class Play:
         """Both nodes' customers are told that these mechanics are here."""
         for living in self.nodes:
             for mechanic in mechanics:
-                path = f"/api/mechanics/{mechanic.id}/status"
-
-                async def is_online(living: LivingNode = living, path: str = path) -> bool:
-                    return bool((await self._call(living, asker, "GET", path))["is_online"])
-
-                await eventually(is_online)
+                await eventually(partial(living.is_online, mechanic.id, asker.id))
 
     # --- what happens
 
@@ -169,12 +162,9 @@ class Play:
         }
         self.transcript.does(0, customer.name, "books", told)
         form = {
-            name: str(value.id) if isinstance(value, Person) else value
-            for name, value in wish.items()
+            name: value.id if isinstance(value, Person) else value for name, value in wish.items()
         }
-        body = {"plan": "free"} | form
-        made = await self._call(customer.living, customer, "POST", "/api/intake/start", body)
-        self.request_id, self.session_id = UUID(made["request_id"]), UUID(made["session_id"])
+        self.booked = await customer.living.book(customer.id, **form)
         self.transcript.booked_at = (await self._row())["created_at"]
 
     async def says(self, person: Person, type_: str, **fields: object) -> None:
@@ -225,20 +215,10 @@ class Play:
 
     async def _row(self) -> asyncpg.Record:
         row = await self.connection.fetchrow(
-            "SELECT * FROM session_requests WHERE id = $1", self.request_id
+            "SELECT * FROM session_requests WHERE id = $1", self.booking.request_id
         )
         assert row is not None
         return row
-
-    async def _call(
-        self, living: LivingNode, person: Person, method: str, path: str, body: Any = None
-    ) -> Frame:
-        url = living.ws_url.replace("ws", "http", 1).removesuffix("/ws") + path
-        headers = {"Authorization": f"Bearer {person.token}"}
-        async with self.http.request(method, url, headers=headers, json=body) as response:
-            answer: Frame = await response.json()
-            assert response.status < 300, answer
-            return answer
 
 
 Tale = Callable[[Play], Awaitable[None]]
@@ -277,16 +257,8 @@ async def _stage(database_url: str, redis_url: str) -> AsyncIterator[Play]:
     pool = await open_pool(database_url, size=1)
     async with (
         pool.acquire() as connection,
-        living_node(config) as one,
-        living_node(config) as other,
-        aiohttp.ClientSession() as http,
+        two_nodes(config) as nodes,
         AsyncExitStack() as stack,
     ):
-        for living in (one, other):
-            await eventually(partial(_is_whole, living))
-        yield Play(database_url, config, (one, other), connection, http, stack)
+        yield Play(database_url, nodes, connection, stack)
     await close_pool(pool)
-
-
-def _is_whole(living: LivingNode) -> bool:
-    return living.node.degraded() == []
