@@ -1,8 +1,9 @@
 """The audit trail of routing: what this node decided, sent and heard, written in batches (R8).
 
 One job: gather rows off the hot path and write them every half second. At most that much is lost
-with a killed node, and explain shows it as unknown. Imports `core` and `store`; while Postgres is
-away the rows are kept, up to a bound, and the oldest are dropped beyond it with a warning.
+with a killed node, and explain shows it as unknown. Imports `core`, `store` and `waterfall`; while
+Postgres is away the rows are kept, up to a bound, and the oldest are dropped beyond it with a
+warning.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from uuid import UUID
 from dispatch.core.types import Booking, Stage
 from dispatch.errors import Unavailable
 from dispatch.store import DecisionBatch, Receipt, Store
+from dispatch.waterfall import Waterfall
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +28,13 @@ MAX_BATCHES: Final = 10_000
 class Audit:
     """One node's part of the trail."""
 
-    def __init__(self, store: Store, node_id: UUID, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, store: Store, node_id: UUID, now: Callable[[], datetime], waterfall: Waterfall
+    ) -> None:
         self._store = store
         self._node_id = node_id
         self._now = now
+        self._waterfall = waterfall
         self._next_batch = 1
         self._batches: dict[tuple[UUID, int, Stage], DecisionBatch] = {}
         self._receipts: deque[Receipt] = deque(maxlen=MAX_BATCHES)
@@ -52,6 +57,8 @@ class Audit:
         batch.mechanic_ids += mechanic_ids
         batch.scores += scores
         batch.sent_ms += [_ms_after(batch.at, at)] * len(mechanic_ids)
+        if mechanic_ids:
+            self._waterfall.written(booking, at)
         for mechanic_id, reason in excluded:
             batch.excluded_ids.append(mechanic_id)
             batch.excluded_reasons.append(reason)
@@ -62,10 +69,13 @@ class Audit:
         batch = self._batch(booking, at)
         batch.seen_mechanic_ids.append(mechanic_id)
         batch.seen_ms.append(_ms_after(batch.at, at))
+        self._waterfall.seen(booking, at)
 
     def receipt(self, request_id: UUID, received_at: datetime) -> None:
         """A booking that this node had heard of at `received_at` has just been committed."""
-        self._receipts.append(Receipt(request_id, self._node_id, received_at, self._now()))
+        committed_at = self._now()
+        self._receipts.append(Receipt(request_id, self._node_id, received_at, committed_at))
+        self._waterfall.committed(received_at, committed_at)
 
     async def run(self) -> None:
         """Writes what was gathered, until cancelled."""

@@ -155,7 +155,7 @@ def _check_config(arguments: argparse.Namespace) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from dispatch.explain import explain
+    from dispatch.explain_text import explain
 
     with _configured(arguments) as config:
         print(_run(explain(config, arguments.request)))

@@ -66,6 +66,7 @@ from dispatch.protocol import LostReason
 from dispatch.store import Facts, Locked, Store
 from dispatch.tasks import Tasks
 from dispatch.timers import Clock, Timers
+from dispatch.waterfall import Waterfall
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ class Dispatcher:
         board: Board,
         fanout: Fanout,
         audit: Audit,
+        waterfall: Waterfall,
         presence: PresenceRegistry,
         clock: Clock,
         tasks: Tasks,
@@ -114,6 +116,7 @@ class Dispatcher:
         self._board = board
         self._fanout = fanout
         self._audit = audit
+        self._waterfall = waterfall
         self._presence = presence
         self._clock = clock
         self._tasks = tasks
@@ -235,6 +238,7 @@ class Dispatcher:
             return Answer(reason="busy")
         if verdict.entry is not None:
             self._announce(verdict.entry)
+            self._waterfall.accepted(verdict.entry.booking)
             self._release_other_favourites(mechanic_id)
         if not verdict.won:
             return Answer(reason=verdict.reason)
@@ -327,7 +331,10 @@ class Dispatcher:
         booking = entry.booking
         if role is Role.MECHANIC and booking.mechanic_id != user_id:
             await self._accept_to_join(user_id, booking)
-        return await self._change(booking.request_id, Join(user_id, role))
+        joined = await self._change(booking.request_id, Join(user_id, role))
+        if role is Role.MECHANIC and booking.mechanic_joined_at is None:
+            self._waterfall.joined(joined.booking)
+        return joined
 
     async def _accept_to_join(self, mechanic_id: UUID, booking: Booking) -> None:
         """Through the same judge. Who was not meant must not learn that the session exists."""

@@ -44,6 +44,19 @@ class Metrics:
             registry=self._registry,
         ).labels(self._node)
 
+        self._steps = Histogram(
+            "dispatch_waterfall_seconds",
+            "From one step of a booking to the next: committed after it was heard of, written (the "
+            "first card) after the opening, seen and accepted after that, joined after the accept",
+            ["node", "step"],
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0, 300.0),
+            registry=self._registry,
+        )
+
+    def step(self, step: str, seconds: float) -> None:
+        """A booking came one step further."""
+        self._steps.labels(self._node, step).observe(seconds)
+
     def accept(self, verdict: str, seconds: float) -> None:
         """A mechanic's accept was answered: `won`, or the reason of the loss."""
         self._accepts.labels(self._node, verdict).inc()

@@ -51,6 +51,7 @@ from dispatch.store import Store
 from dispatch.stripe_client import StripeClient
 from dispatch.tasks import Tasks
 from dispatch.timers import Clock, Sweep
+from dispatch.waterfall import Waterfall
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,8 @@ class Node:
         self.metrics = Metrics(node_id)
         self.login_rate = login_rate(config.rate_logins)
         self.audience = Audience(node_id, self.hub.elsewhere)
-        self.audit = Audit(self.store, node_id, self.clock.now)
+        self.waterfall = Waterfall(self.metrics)
+        self.audit = Audit(self.store, node_id, self.clock.now, self.waterfall)
         self.bus = Bus(config.redis_url, space, node_id, self._hear, self._resync)
         self.presence = PresenceRegistry(
             config.redis_url,
@@ -117,6 +119,7 @@ class Node:
             self.board,
             self.fanout,
             self.audit,
+            self.waterfall,
             self.presence,
             self.clock,
             self.tasks,

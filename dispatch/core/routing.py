@@ -95,3 +95,26 @@ def terms(booking: Booking, candidate: Candidate) -> Terms:
             return Terms(score, preferred=favourite, highlighted=favourite)
         case _:  # pragma: no cover - mypy proves that there is no other
             assert_never(booking.routing)
+
+
+# Why somebody has the score that she has, by strategy.
+WHY_SCORE: Final[dict[tuple[Routing, int], str]] = {
+    (Routing.BROADCAST, SCORE_EVERYONE): "everyone alike",
+    (Routing.WORKSHOP_ONLY, SCORE_WORKSHOP): "of the chosen workshop",
+    (Routing.HYBRID, SCORE_WORKSHOP): "of the chosen workshop",
+    (Routing.HYBRID, SCORE_EVERYONE): "of another workshop",
+    (Routing.HYBRID, SCORE_INDEPENDENT): "independent",
+    (Routing.PRIORITY, SCORE_FAVOURITE): "the favourite",
+    (Routing.PRIORITY, SCORE_EVERYONE): "not the favourite",
+}
+
+# Why a mechanic is not offered a booking, in words.
+WHY_NOT: Final[dict[Exclusion, str]] = {
+    "not_approved": "not approved",
+    "excluded": "declined or cancelled this booking before",
+    "not_specialist": "the customer wants a specialist",
+    "not_favourite": "only the favourite is asked in this stage",
+    "other_workshop": "only the chosen workshop is asked in this stage",
+    "unavailable": "said that she is not available",
+    "busy": "has as many live sessions as she may",
+}

@@ -2,7 +2,9 @@
 
 import hmac
 import ipaddress
+from typing import Annotated
 
+from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -10,8 +12,15 @@ from dispatch import explain, handshake
 from dispatch.core.types import Role
 from dispatch.endpoints.area import Area, Path
 from dispatch.errors import Forbidden, NotAuthenticated
-from dispatch.exchange import bearer, error, ok, path_id
+from dispatch.exchange import bearer, error, ok, path_id, query
 from dispatch.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
+
+
+class Candidates(Struct, frozen=True):
+    """Which of a request's candidates are explained: there may be thousands."""
+
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 200
+    offset: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
 
 
 class Operators(Area):
@@ -29,8 +38,12 @@ class Operators(Area):
     async def explain(self, request: Request) -> Response:
         """Why a request went as it did, candidate by candidate (R9)."""
         await self.caller(request, Role.ADMIN)
+        part = query(request, Candidates)
         policy = self.node.config.policy()
-        return ok(await explain.explanation(self.node.pool, path_id(request), policy))
+        explanation = await explain.explanation(
+            self.node.pool, path_id(request), policy, limit=part.limit, offset=part.offset
+        )
+        return ok(explanation)
 
     async def health(self, request: Request) -> Response:
         """This process answers."""

@@ -1,4 +1,4 @@
--- What is on record about the dispatching of one request.
+-- What is on record about the dispatching of one request ($1).
 
 -- name: rounds
 -- One row a generation: when it was offered and what became of it.
@@ -8,38 +8,50 @@ SELECT a.generation, a.status, a.outcome, a.mechanic_id, u.name AS mechanic_name
 
 -- name: events
 -- The history of its session.
-SELECT e.type, e.user_id, u.name, e.metadata ->> 'detail' AS detail, e.at
+SELECT e.type, e.user_id, u.name, e.metadata ->> 'detail' AS detail, e.at, e.version
   FROM session_requests r
   JOIN session_events e ON e.session_id = r.session_id
   LEFT JOIN users u ON u.id = e.user_id
  WHERE r.id = $1 ORDER BY e.id
 
+-- name: receipt
+-- When it was heard of and committed; no row where that was lost with a node.
+SELECT received_at, committed_at FROM request_receipts WHERE request_id = $1
+
+-- name: stages
+-- What all nodes together did in each stage.
+SELECT generation, stage, min(at) AS at, count(DISTINCT node_id) AS nodes, sum(considered) AS considered,
+       sum(cardinality(mechanic_ids)) AS written, sum(cardinality(excluded_ids)) AS excluded,
+       sum(cardinality(seen_mechanic_ids)) AS seen
+  FROM routing_decisions WHERE request_id = $1
+ GROUP BY generation, stage ORDER BY generation, min(at)
+
 -- name: sent
 -- To whom each node wrote the offer, at which score, and when.
-SELECT d.generation, d.stage, d.node_id, s.mechanic_id, u.name, s.score,
-       d.at + s.ms * interval '1 ms' AS sent_at
+SELECT d.generation, d.stage, s.mechanic_id, s.score, d.at + s.ms * interval '1 ms' AS at
   FROM routing_decisions d
  CROSS JOIN LATERAL unnest(d.mechanic_ids, d.scores, d.sent_ms) AS s (mechanic_id, score, ms)
-  JOIN users u ON u.id = s.mechanic_id
- WHERE d.request_id = $1 ORDER BY sent_at
+ WHERE d.request_id = $1 ORDER BY at
 
 -- name: seen
--- Who showed the card, and when.
-SELECT d.generation, s.mechanic_id, min(d.at + s.ms * interval '1 ms') AS seen_at
+-- Who showed the card, and when first.
+SELECT d.generation, s.mechanic_id, min(d.at + s.ms * interval '1 ms') AS at
   FROM routing_decisions d
  CROSS JOIN LATERAL unnest(d.seen_mechanic_ids, d.seen_ms) AS s (mechanic_id, ms)
  WHERE d.request_id = $1 GROUP BY d.generation, s.mechanic_id
 
 -- name: excluded
 -- Who was connected and not asked, and why.
-SELECT DISTINCT d.generation, d.stage, x.mechanic_id, u.name, x.reason
+SELECT DISTINCT d.generation, d.stage, x.mechanic_id, x.reason
   FROM routing_decisions d
  CROSS JOIN LATERAL unnest(d.excluded_ids, d.excluded_reasons) AS x (mechanic_id, reason)
-  JOIN users u ON u.id = x.mechanic_id
- WHERE d.request_id = $1 ORDER BY d.generation, d.stage, u.name
+ WHERE d.request_id = $1 ORDER BY d.generation, d.stage
 
 -- name: answers
--- What mechanics answered: declines and the judge's verdicts.
-SELECT o.generation, o.mechanic_id, u.name, o.status, o.answered_at, o.reason
-  FROM offers o JOIN users u ON u.id = o.mechanic_id
- WHERE o.request_id = $1 ORDER BY o.answered_at NULLS LAST
+-- Who was asked by name, and what mechanics answered: declines and the judge's verdicts.
+SELECT generation, mechanic_id, status, stage, score, issued_at, pushed_at, seen_at, answered_at, reason
+  FROM offers WHERE request_id = $1 ORDER BY answered_at NULLS LAST
+
+-- name: everybody
+-- Every mechanic, as routing knows her now.
+SELECT c.*, u.name FROM candidates c JOIN users u ON u.id = c.mechanic_id ORDER BY u.name, u.id
