@@ -7,17 +7,21 @@ live booking, and what changes afterwards is pushed.
 """
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from typing import Final, assert_never
 from uuid import UUID
 
-from dispatch import frames, mechanics
+import msgspec
+
+from dispatch import favorites, frames, mechanics
 from dispatch.auth import Authenticator, Identity
 from dispatch.board import Board
 from dispatch.config import Config
 from dispatch.core.types import Presence, Role
 from dispatch.dispatcher import Answer, Dispatcher
-from dispatch.errors import NotAuthenticated, NotFound, RateLimited
+from dispatch.errors import DispatchError, NotAuthenticated, NotFound, RateLimited
 from dispatch.fanout import Fanout
 from dispatch.gathering import Gathering
 from dispatch.hints import Entry
@@ -31,6 +35,7 @@ from dispatch.protocol import (
     AssignmentCancel,
     AvailabilitySet,
     CustomerSnapshot,
+    Favorite,
     Hello,
     MechanicSnapshot,
     MechanicUnwatch,
@@ -64,6 +69,9 @@ from dispatch.websocket import Connection, Limits
 MAX_WATCHED: Final = 50
 _LIST_BYTES: Final = MAX_SERVER_FRAME_BYTES - 8 * 1024  # room for the rest of a snapshot
 _PACE_SECONDS: Final = 0.05
+
+# What customers who connect have going on, and the favourites of those who have some.
+_Customers = tuple[Arrivals, dict[UUID, list[Favorite]]]
 
 
 class Gateway:
@@ -99,6 +107,11 @@ class Gateway:
         self._authenticator = authenticator
         self._tasks = tasks
         self._arrivals: Gathering[Arrivals] = Gathering(store.arrivals, "read-arrivals")
+        self._customers: Gathering[_Customers] = Gathering(self._read_customers, "read-customers")
+        # Reads of presence one after the other: whoever is told later is told what is newer.
+        self._statuses: Gathering[dict[UUID, mechanics.Status]] = Gathering(
+            partial(mechanics.statuses, store.pool, presence), "read-statuses"
+        )
 
     def now(self) -> datetime:
         """The database's time."""
@@ -190,8 +203,13 @@ class Gateway:
                 if current is not None:
                     self._fanout.show(mechanic, current)
 
+    async def _read_customers(self, user_ids: Sequence[UUID]) -> _Customers:
+        """The arrivals last: they are what others may change meanwhile."""
+        chosen = await favorites.of_customers(self._store.pool, user_ids)
+        return await self._store.arrivals(user_ids), chosen
+
     async def _welcome_customer(self, connection: Connection) -> None:
-        arrivals = await self._arrivals.get(connection.user_id)
+        arrivals, chosen = await self._customers.get(connection.user_id)
         self._learn(arrivals)
         if connection.closing:
             return
@@ -204,10 +222,16 @@ class Gateway:
             for entry in self._board.ended(latest)
             if entry.booking.customer_id == connection.user_id
         ]
+        requests = [self._fanout.request_state(entry) for entry in entries]
+        sessions = [frames.session_state(entry, Role.CUSTOMER, now) for entry in entries]
+        all_favorites = chosen.get(connection.user_id, [])
+        size = sum(len(encode(frame)) + 1 for frame in (*requests, *sessions))
+        shown = _as_many_as_fit(all_favorites, _LIST_BYTES - size)
         snapshot = CustomerSnapshot(
-            requests=[self._fanout.request_state(entry) for entry in entries],
-            sessions=[frames.session_state(entry, Role.CUSTOMER, now) for entry in entries],
-            favorites=[],
+            requests=requests,
+            sessions=sessions,
+            favorites=shown,
+            more_favorites=len(shown) < len(all_favorites),
         )
         connection.send_frame(self._welcome(connection, snapshot))
 
@@ -330,25 +354,34 @@ class Gateway:
     async def _watch(self, connection: Connection, frame: MechanicWatch) -> ServerFrame:
         if self._hub.watched_by(connection) >= MAX_WATCHED:
             raise RateLimited("too many mechanics are watched")
-        answer = await self._presence_of(frame.mechanic_id, frame.id)
-        if not connection.closing:
-            self._hub.watch(connection, frame.mechanic_id)
-        return answer
+        # Before it is read, so that no change falls between the two.
+        self._hub.watch(connection, frame.mechanic_id)
+        try:
+            return await self._presence_of(frame.mechanic_id, frame.id)
+        except DispatchError:  # who is told no watches nobody
+            if not connection.closing:
+                self._hub.unwatch(connection, frame.mechanic_id)
+            raise
 
     async def _presence_of(self, mechanic_id: UUID, re: str | None) -> ServerFrame:
-        try:
-            status = await mechanics.status(self._store.pool, self._presence, mechanic_id)
-        except NotFound:
-            raise NotFound("no such mechanic") from None
+        status = (await self._statuses.get(mechanic_id)).get(mechanic_id)
+        if status is None:
+            raise NotFound("no such mechanic")
         return status.frame(re)
 
     async def tell_watchers(self, mechanic_id: UUID) -> None:
-        """A mechanic came, went or changed: whoever watches her here gets her presence."""
-        watchers = self._hub.watchers_of(mechanic_id)
-        if watchers:
-            frame = await self._presence_of(mechanic_id, None)
-            for socket in watchers:
-                socket.send_frame(frame)
+        """A mechanic came, went or changed: whoever watches her here gets her presence.
+
+        Of one who was deleted it is the last, and nobody watches her afterwards.
+        """
+        if not self._hub.watchers_of(mechanic_id):
+            return
+        status = (await self._statuses.get(mechanic_id)).get(mechanic_id)
+        frame = mechanics.gone(mechanic_id) if status is None else status.frame()
+        for socket in self._hub.watchers_of(mechanic_id):
+            socket.send_frame(frame)
+            if status is None:
+                self._hub.unwatch(socket, mechanic_id)
 
     async def _refresh(self, connection: Connection, frame: TokenRefresh) -> ServerFrame:
         identity = await self.authenticate(frame.token)
@@ -357,6 +390,15 @@ class Gateway:
         connection.expires_at = identity.expires_at
         connection.epoch = identity.epoch
         return Ok(re=frame.id)
+
+
+def _as_many_as_fit(chosen: list[Favorite], room: int) -> list[Favorite]:
+    """The first of them, as many as so many bytes hold."""
+    for number, favorite in enumerate(chosen):
+        room -= len(msgspec.json.encode(favorite)) + 1
+        if room < 0:
+            return chosen[:number]
+    return chosen
 
 
 def _verdict(frame: OfferAccept, answer: Answer) -> ServerFrame:

@@ -14,8 +14,10 @@ from starlette.responses import Response
 
 from dispatch import exchange
 from dispatch.endpoints.booking import Bookings
+from dispatch.endpoints.favorites import Favorites
 from dispatch.endpoints.operators import Operators
 from dispatch.endpoints.people import People
+from dispatch.endpoints.push import Push
 from dispatch.endpoints.sessions import Sessions
 from dispatch.endpoints.workshops import Workshops
 from dispatch.errors import Conflict, DispatchError
@@ -23,7 +25,7 @@ from dispatch.node import Node
 
 log = logging.getLogger(__name__)
 
-AREAS = (People, Bookings, Sessions, Workshops, Operators)
+AREAS = (People, Bookings, Favorites, Sessions, Workshops, Push, Operators)
 
 
 def create_app(node: Node, lifespan: Any) -> Starlette:

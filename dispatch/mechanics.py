@@ -25,6 +25,7 @@ class Status(Struct, frozen=True, kw_only=True):
     name: str
     presence: Presence
     available: bool
+    reachable_by_push: bool
     last_seen: datetime | None
 
     def frame(self, re: str | None = None) -> MechanicPresence:
@@ -35,7 +36,7 @@ class Status(Struct, frozen=True, kw_only=True):
             presence=self.presence.value,
             is_online=self.presence is Presence.ONLINE,
             available=self.available,
-            reachable_by_push=False,  # web push is not configured in this version
+            reachable_by_push=self.reachable_by_push,
             last_seen=None if self.last_seen is None else timestamp(self.last_seen),
         )
 
@@ -63,7 +64,19 @@ async def statuses(
             name=fact.name,
             presence=known[mechanic_id].presence,
             available=fact.available,
+            reachable_by_push=presence.web_push and fact.has_device,
             last_seen=known[mechanic_id].last_seen or fact.last_seen,
         )
         for mechanic_id, fact in facts.items()
     }
+
+
+def gone(mechanic_id: UUID) -> MechanicPresence:
+    """The last frame `mechanic.presence` of one who was deleted."""
+    return MechanicPresence(
+        mechanic_id=mechanic_id,
+        presence=Presence.OFFLINE.value,
+        is_online=False,
+        available=False,
+        reachable_by_push=False,
+    )

@@ -308,12 +308,14 @@ class Favorite(Struct, frozen=True, kw_only=True):
     provider_id: UUID
     provider_type: Literal["independent", "workshop"]
     name: str
+    most_booked: bool
 
 
 class CustomerSnapshot(Struct, frozen=True, kw_only=True):
     requests: list[RequestState]
     sessions: list[SessionState]
     favorites: list[Favorite]
+    more_favorites: bool
 
 
 class WorkshopMechanic(Struct, frozen=True, kw_only=True):

@@ -1,19 +1,23 @@
-"""What the areas share: the node they call, and who asks."""
+"""What the areas share: the node they call, who asks, and what several of them answer."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from dispatch import frames, handshake
+from dispatch import frames, handshake, sessions
 from dispatch.auth import Identity
 from dispatch.core.types import Role
 from dispatch.errors import Forbidden, NotAuthenticated
 from dispatch.exchange import bearer, fields, ok
 from dispatch.hints import Entry
 from dispatch.node import Node
+from dispatch.sessions import IntakeForm
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 Path = tuple[str, str, Endpoint]  # method, path, endpoint
@@ -49,6 +53,26 @@ class Area(ABC):
         forwarded_for = request.headers.getlist("x-forwarded-for")
         trusted = frozenset(self.node.config.trusted_proxies)
         return handshake.client_address(peer, forwarded_for, trusted)
+
+    async def start(
+        self, customer_id: UUID, form: IntakeForm, received_at: datetime
+    ) -> dict[str, Any]:
+        """Stores a wish, which was heard of at `received_at`; a free plan is a session at once.
+
+        What to answer: the intake, where the customer goes next, and the session.
+        """
+        ttl = timedelta(seconds=self.node.config.request_ttl_seconds)
+        started = await sessions.start_intake(self.node.pool, customer_id, form, ttl)
+        answer: dict[str, Any] = {"intake_id": started.intake_id, "redirect": started.redirect}
+        if started.created is not None:
+            self.node.dispatcher.opened(started.created.request_id, received_at)
+            answer |= {
+                "session_id": started.created.session_id,
+                "request_id": started.created.request_id,
+                "type": started.created.type,
+                "status": started.created.status,
+            }
+        return answer
 
     def request_state(self, entry: Entry) -> Response:
         """A booking as its customer sees it."""

@@ -1,7 +1,6 @@
 """From the intake to the payment, and what a customer does with an open request."""
 
-from datetime import timedelta
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 from uuid import UUID
 
 from msgspec import Meta, Struct
@@ -47,18 +46,7 @@ class Bookings(Area):
         received_at = self.node.clock.now()
         caller = await self.caller(request, Role.CUSTOMER)
         form = await body(request, sessions.IntakeForm)
-        ttl = timedelta(seconds=self.node.config.request_ttl_seconds)
-        started = await sessions.start_intake(self.node.pool, caller.user_id, form, ttl)
-        answer: dict[str, Any] = {"intake_id": started.intake_id, "redirect": started.redirect}
-        if started.created is not None:
-            self.node.dispatcher.opened(started.created.request_id, received_at)
-            answer |= {
-                "session_id": started.created.session_id,
-                "request_id": started.created.request_id,
-                "type": started.created.type,
-                "status": started.created.status,
-            }
-        return ok(answer, status=201)
+        return ok(await self.start(caller.user_id, form, received_at), status=201)
 
     async def sign_waiver(self, request: Request) -> Response:
         """Who, when, which version, from where (S5)."""

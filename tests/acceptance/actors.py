@@ -259,7 +259,10 @@ class Customer(Person):
 
     async def checkout(self, plan: str = "chat10", **order: Any) -> tuple[str, str]:
         """Intake, waiver and checkout: `intake_id` and the address of the hosted page."""
-        intake = await self.start_intake(plan, **order)
+        return await self.sign_and_check_out(plan, await self.start_intake(plan, **order))
+
+    async def sign_and_check_out(self, plan: str, intake: Answer) -> tuple[str, str]:
+        """Waiver and checkout of an intake: `intake_id` and the address of the hosted page."""
         assert intake.status < 300, intake
         intake_id = intake["intake_id"]
         waiver = {"intake_id": intake_id, "name": self.name, "version": "1"}
@@ -272,7 +275,17 @@ class Customer(Person):
 
     async def book(self, plan: str = "chat10", **order: Any) -> "Booking":
         """The whole way to a paid request, as her device sees it."""
-        intake_id, url = await self.checkout(plan, **order)
+        return await self.pay(*await self.checkout(plan, **order))
+
+    async def book_again(self, provider_id: str, **order: Any) -> tuple[Answer, "Booking"]:
+        """The same way from the last session with a provider; what the first step answered too."""
+        body = {"provider_id": provider_id} | order
+        intake = await self.call("POST", "/api/customer/rebook", body)
+        assert intake.status == 201, intake
+        return intake, await self.pay(*await self.sign_and_check_out(intake["plan"], intake))
+
+    async def pay(self, intake_id: str, url: str) -> "Booking":
+        """Presses the hosted page's button: the request, as her device sees it."""
         known = {frame["request_id"] for frame in self.device.got("request.status")}
         await self.city.pay(url)
         status = await self.device.until(
