@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 
-from bench import accept, echo, fanout, machine, report
+from bench import accept, audit, echo, fanout, machine, report
 from bench.candidates import Candidate, raw, starlette
 from bench.dispatch_server import Dispatch
 from bench.load import LoadError, build
@@ -33,6 +33,8 @@ def main() -> int:
             _echo(arguments, command)
         if arguments.what in ("accept", "all"):
             _accept(arguments, command)
+        if arguments.what in ("audit", "all"):
+            _audit(arguments, command)
     except LoadError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -64,6 +66,12 @@ def _accept(arguments: argparse.Namespace, command: str) -> None:
     say(f"written: {report.save('accept', command, rows).name}")
 
 
+def _audit(arguments: argparse.Namespace, command: str) -> None:
+    rows = audit.compare(arguments.sockets, arguments.rounds, say)
+    print(f"\n{report.audit_table(rows)}\n", flush=True)
+    say(f"written: {report.save('audit', command, rows).name}")
+
+
 def _candidates(payload_bytes: int) -> list[Candidate]:
     return [
         starlette(payload_bytes, "websockets-sansio"),
@@ -80,7 +88,7 @@ def say(line: str) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "what", nargs="?", default="all", choices=["fanout", "echo", "accept", "all"]
+        "what", nargs="?", default="all", choices=["fanout", "echo", "accept", "audit", "all"]
     )
     parser.add_argument(
         "--sockets",

@@ -12,6 +12,7 @@ from typing import Any
 
 from bench import machine
 from bench.accept import Accepts
+from bench.audit import AuditCost
 from bench.echo import Echo
 from bench.fanout import FanOut
 
@@ -105,6 +106,35 @@ def accept_table(rows: Sequence[Accepts]) -> str:
                 f"{row.server_cpu_ms:.2f}",
                 f"{row.p50_ms:.1f}",
                 f"{row.p99_ms:.1f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def audit_table(rows: Sequence[AuditCost]) -> str:
+    """One table for the audit trail of a broadcast."""
+    return _table(
+        [
+            "audit of one broadcast",
+            "fan-out ms",
+            "÷ unaudited",
+            "all seen ms",
+            "write ms",
+            "CPU ms",
+            "loop held ms",
+            "bytes each",
+        ],
+        [
+            [
+                f"{row.candidates:,} candidates",
+                f"{row.fanout_ms:.1f}",
+                f"{row.over_none:.2f}",
+                f"{row.seen_ms:.1f}",
+                f"{row.write_ms:.1f}",
+                f"{row.write_cpu_ms:.1f}",
+                f"{row.held_ms:.1f}",
+                f"{row.bytes_per_candidate:.0f}",
             ]
             for row in rows
         ],

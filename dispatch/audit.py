@@ -2,7 +2,7 @@
 
 One job: gather rows off the hot path and write them every half second. At most that much is lost
 with a killed node, and explain shows it as unknown. Imports `core`, `store` and `waterfall`; while
-Postgres is away the rows are kept, up to a bound, and the oldest are dropped beyond it with a
+Postgres is away the rows are kept, up to a bound, and the newest are dropped beyond it with a
 warning.
 """
 
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 FLUSH_SECONDS: Final = 0.5
 MAX_BATCHES: Final = 10_000
+BATCH_CANDIDATES: Final = 1000  # a row of so many holds the loop for a millisecond
 
 
 class Audit:
@@ -36,7 +37,8 @@ class Audit:
         self._now = now
         self._waterfall = waterfall
         self._next_batch = 1
-        self._batches: dict[tuple[UUID, int, Stage], DecisionBatch] = {}
+        self._batches: deque[DecisionBatch] = deque(maxlen=MAX_BATCHES)
+        self._open: dict[tuple[UUID, int, Stage], DecisionBatch] = {}  # those that may still grow
         self._receipts: deque[Receipt] = deque(maxlen=MAX_BATCHES)
 
     def considered(
@@ -52,14 +54,17 @@ class Audit:
 
         A broadcast to thousands costs as much as one to few, until the rows are written.
         """
-        batch = self._batch(booking, at)
-        batch.considered += count
-        batch.mechanic_ids += mechanic_ids
-        batch.scores += scores
-        batch.sent_ms += [_ms_after(batch.at, at)] * len(mechanic_ids)
+        self._batch(booking, at).considered += count
+        for start in range(0, len(mechanic_ids), BATCH_CANDIDATES):
+            end = start + BATCH_CANDIDATES
+            batch = self._batch(booking, at)
+            batch.mechanic_ids += mechanic_ids[start:end]
+            batch.scores += scores[start:end]
+            batch.sent_ms += [_ms_after(batch.at, at)] * (len(batch.scores) - len(batch.sent_ms))
         if mechanic_ids:
             self._waterfall.written(booking, at)
         for mechanic_id, reason in excluded:
+            batch = self._batch(booking, at)
             batch.excluded_ids.append(mechanic_id)
             batch.excluded_reasons.append(reason)
 
@@ -87,24 +92,23 @@ class Audit:
         """Writes what was gathered now; keeps it for later when Postgres is away."""
         if not (self._batches or self._receipts):
             return
-        batches, self._batches = self._batches, {}
+        batches, self._batches = self._batches, deque(maxlen=MAX_BATCHES)
         receipts, self._receipts = self._receipts, deque(maxlen=MAX_BATCHES)
+        self._open = {}
         try:
-            await self._store.write_audit(batches.values(), receipts)
+            await self._store.write_audit(batches, receipts)
         except Unavailable:
-            kept = {**batches, **self._batches}
-            while len(kept) > MAX_BATCHES:
-                del kept[next(iter(kept))]
-                log.warning("audit: a batch was dropped, the database is away for too long")
-            self._batches = kept
+            if len(batches) + len(self._batches) > MAX_BATCHES:
+                log.warning("audit: rows are dropped, the database is away for too long")
+            self._batches.extendleft(reversed(batches))
             self._receipts.extendleft(reversed(receipts))
 
     def _batch(self, booking: Booking, at: datetime) -> DecisionBatch:
         assert booking.stage is not None
         key = (booking.request_id, booking.generation, booking.stage)
-        batch = self._batches.get(key)
-        if batch is None:
-            batch = self._batches[key] = DecisionBatch(
+        batch = self._open.get(key)
+        if batch is None or batch.size() >= BATCH_CANDIDATES:
+            batch = self._open[key] = DecisionBatch(
                 request_id=booking.request_id,
                 generation=booking.generation,
                 stage=booking.stage.value,
@@ -122,6 +126,7 @@ class Audit:
                 seen_ms=[],
             )
             self._next_batch += 1
+            self._batches.append(batch)
         return batch
 
 

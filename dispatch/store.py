@@ -5,7 +5,7 @@ One job: read and write rows. It decides nothing; whoever calls does. Imports th
 changes nothing then.
 """
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
@@ -30,6 +30,10 @@ _POLICIES: Final = UUID("5e0a1d3c-6f0f-4d0a-9a4e-3f2f0a7d9b61")  # the namespace
 
 # The sweep is for what another node left due; sooner it would only race the timers.
 LEFT_TO_TIMERS: Final = timedelta(seconds=0.5)
+
+
+PART_CANDIDATES: Final = 1000
+PART_ROWS: Final = 100
 
 
 class Verdict(Struct, frozen=True):
@@ -82,6 +86,10 @@ class DecisionBatch(Struct, kw_only=True):
     excluded_reasons: list[str]
     seen_mechanic_ids: list[UUID]
     seen_ms: list[int]
+
+    def size(self) -> int:
+        """How many mechanics it names."""
+        return len(self.mechanic_ids) + len(self.excluded_ids) + len(self.seen_mechanic_ids)
 
 
 class Receipt(Struct, frozen=True):
@@ -304,10 +312,14 @@ class Store:
     async def write_audit(
         self, batches: Iterable[DecisionBatch], receipts: Iterable[Receipt]
     ) -> None:
-        """Adds rows to the audit trail, all or none."""
+        """Adds rows to the audit trail, all or none.
+
+        A few at a time: encoding thousands of ids at once would hold the loop.
+        """
         async with transaction(self.pool) as connection:
-            for name, rows in (("write_decision", batches), ("write_receipt", receipts)):
-                await connection.executemany(_SQL[name], [astuple(row) for row in rows])
+            await connection.executemany(_SQL["write_receipt"], [astuple(row) for row in receipts])
+            for rows in _parts(batches):
+                await connection.executemany(_SQL["write_decision"], [astuple(row) for row in rows])
 
     # --- one place for the loss of Postgres
 
@@ -318,6 +330,18 @@ class Store:
     async def _value(self, name: str, *arguments: Any) -> Any:
         async with unavailable_when_lost():
             return await self.pool.fetchval(_SQL[name], *arguments)
+
+
+def _parts(batches: Iterable[DecisionBatch]) -> Iterator[list[DecisionBatch]]:
+    """The batches in groups that name a thousand mechanics or a little more."""
+    part: list[DecisionBatch] = []
+    for batch in batches:
+        part.append(batch)
+        if sum(each.size() for each in part) >= PART_CANDIDATES or len(part) >= PART_ROWS:
+            yield part
+            part = []
+    if part:
+        yield part
 
 
 def policy_row(policy: Policy) -> tuple[UUID, str]:
