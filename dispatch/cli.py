@@ -138,6 +138,15 @@ def _admin_password() -> tuple[str, bool]:
     return (password, False) if password else (secrets.token_urlsafe(16), True)
 
 
+def _vapid_key(arguments: argparse.Namespace) -> int:
+    from dispatch.push_crypto import Vapid, new_private_key
+
+    private_key = new_private_key()
+    print(f"VAPID_PRIVATE_KEY={private_key}")
+    print(f"# its public key, which browsers subscribe with: {Vapid(private_key, '').public_key}")
+    return EXIT_DONE
+
+
 def _check_config(arguments: argparse.Namespace) -> int:
     config = load(os.environ, embedded_dir=arguments.embedded)
     if config.embedded:
@@ -163,11 +172,14 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    from dispatch.replay import replay
+    from dispatch.replay import replay, replay_all
 
     with _configured(arguments) as config:
-        told, is_same = _run(replay(config, arguments.request))
-    print(told)
+        if arguments.request is None:
+            is_same = _run(replay_all(config, print))
+        else:
+            told, is_same = _run(replay(config, arguments.request))
+            print(told)
     return EXIT_DONE if is_same else EXIT_FAILED
 
 
@@ -289,13 +301,16 @@ def _parser() -> argparse.ArgumentParser:
     admin = add("create-admin", _create_admin, "make an admin (DISPATCH_ADMIN_PASSWORD, or asked)")
     admin.add_argument("--email", default="operator@dispatch.example")
     admin.add_argument("--name", default="Operator")
+    add("vapid-key", _vapid_key, "print a fresh key for web push, as the environment takes it")
     add("check-config", _check_config, "print every setting and where it came from")
     explain = add("explain", _explain, "say, mechanic by mechanic, how a request was dispatched")
     explain.add_argument("request", type=UUID, metavar="REQUEST")
     replay = add(
         "replay", _replay, "decide a recorded request again and compare with what happened"
     )
-    replay.add_argument("request", type=UUID, metavar="REQUEST")
+    which = replay.add_mutually_exclusive_group(required=True)
+    which.add_argument("request", nargs="?", type=UUID, metavar="REQUEST")
+    which.add_argument("--all", action="store_true", help="every request on record")
     nodes = add("nodes", _nodes, "list the living nodes; lag is in milliseconds")
     nodes.add_argument("--json", action="store_true")
     return parser

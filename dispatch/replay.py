@@ -6,6 +6,7 @@ in one transaction, so that a booking that lives on is seen at one moment. Impor
 `not_recorded` for a booking whose record has a hole.
 """
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -23,6 +24,8 @@ from dispatch.hints import Entry
 
 _SQL: Final = queries.load("replay")
 _ENTRY: Final = queries.load("bookings")["entry"]
+
+PROGRESS_EVERY: Final = 1000
 
 _decode_entry: Final = msgspec.json.Decoder(Entry).decode
 _decode_event: Final[Any] = msgspec.json.Decoder(Event).decode
@@ -81,6 +84,32 @@ async def replay(config: Config, request_id: UUID) -> tuple[str, bool]:
         await close_pool(pool)
     replayed = core.replay(record)
     return as_text(record, replayed), not replayed.differences
+
+
+async def replay_all(config: Config, say: Callable[[str], None]) -> bool:
+    """Replays every request on record; says what differs and how many did. Whether none did."""
+    pool = await open_pool(config.database_url, size=1)
+    same = changes = 0
+    try:
+        async with unavailable_when_lost():
+            ids = [row[0] for row in await pool.fetch(_SQL["requests"])]
+        for number, request_id in enumerate(ids, start=1):
+            try:
+                record = await record_of(pool, request_id)
+            except Conflict as hole:
+                say(f"request {request_id}: {hole.message}")
+                continue
+            replayed = core.replay(record)
+            changes += len(replayed.bookings) - 1
+            same += not replayed.differences
+            if replayed.differences:
+                say(as_text(record, replayed))
+            if number % PROGRESS_EVERY == 0:
+                say(f"{number} of {len(ids)} …")
+    finally:
+        await close_pool(pool)
+    say(f"{same} of {len(ids)} requests are the same, {changes} changes decided again")
+    return same == len(ids)
 
 
 def as_text(record: core.Record, replayed: core.Replay) -> str:

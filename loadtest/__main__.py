@@ -129,6 +129,8 @@ async def _run(options: argparse.Namespace, command: str) -> Figures:
         plan = load.Load(options.bookings, options.strategy, options.seed, pids=pids)
         await load.run(plan, Api(http, target.url), target.city, history, progress)
         seconds, cpu_seconds = history.now() - began, time.process_time() - cpu_began
+        if target.folder is not None:
+            print(f"replay: {await local_server.replay(target.folder)}")
     return _judge(history, options, command, seconds, cpu_seconds)
 
 

@@ -86,6 +86,15 @@ async def nodes(folder: Path) -> list[Node]:
     return msgspec.json.decode(listed, type=list[Node])
 
 
+async def replay(folder: Path) -> str:
+    """Has the server's own core decide every request on record again; what it says of it.
+
+    Raises `ServerFailed` when anything came out differently.
+    """
+    said = await _command("replay", "--all", "--embedded", str(folder))
+    return said.decode().splitlines()[-1]
+
+
 def free_port(preferred: int | None = None) -> int:
     """`preferred` when nobody listens there, else any free port of the loopback address."""
     for port in ([preferred] if preferred is not None else []) + [0]:
@@ -126,7 +135,7 @@ async def _command(*arguments: str) -> bytes:
             process.kill()
             await process.wait()
     if process.returncode != 0:
-        last = "\n".join(complaint.decode(errors="replace").splitlines()[-5:])
+        last = "\n".join((complaint or said).decode(errors="replace").splitlines()[-5:])
         raise ServerFailed(f"dispatch {arguments[0]} failed ({process.returncode}): {last}")
     return said
 

@@ -26,3 +26,7 @@ SELECT generation, offer_id FROM session_assignments WHERE request_id = $1
 SELECT w.signed_at
   FROM session_requests r JOIN sessions s ON s.id = r.session_id JOIN waivers w ON w.intake_id = s.intake_id
  WHERE r.id = $1
+
+-- name: requests
+-- Every request, the oldest first.
+SELECT id FROM session_requests ORDER BY created_at, id
