@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from tests.acceptance.actors import Booking, City, Customer, Mechanic, Person, new_id
+from tests.acceptance.shapes import Frame
 from tests.support import eventually
-from tests.wire import Frame
 
 
 async def explained(admin: Person, booking: Booking, **wanted: Any) -> Frame:
