@@ -15,6 +15,7 @@ from starlette.responses import Response
 from dispatch import exchange
 from dispatch.endpoints.booking import Bookings
 from dispatch.endpoints.favorites import Favorites
+from dispatch.endpoints.mechanics import Mechanics
 from dispatch.endpoints.operators import Operators
 from dispatch.endpoints.people import People
 from dispatch.endpoints.push import Push
@@ -25,7 +26,7 @@ from dispatch.node import Node
 
 log = logging.getLogger(__name__)
 
-AREAS = (People, Bookings, Favorites, Sessions, Workshops, Push, Operators)
+AREAS = (People, Bookings, Favorites, Sessions, Mechanics, Workshops, Push, Operators)
 
 
 def create_app(node: Node, lifespan: Any) -> Starlette:
