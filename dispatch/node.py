@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Final, Self, assert_never
 from uuid import UUID
 
-from dispatch import payments
+from dispatch import payments, push
 from dispatch.audience import NAMED, Audience
 from dispatch.audit import Audit
 from dispatch.auth import Authenticator
@@ -43,10 +43,11 @@ from dispatch.hints import (
 from dispatch.hub import Hub
 from dispatch.metrics import Metrics
 from dispatch.namespace import namespace
-from dispatch.outbox import Outbox
+from dispatch.outbox import Deliver, Outbox
 from dispatch.people import login_rate
 from dispatch.presence import PresenceRegistry
 from dispatch.protocol import CloseCode, Drain
+from dispatch.push_client import WebPush
 from dispatch.store import Store
 from dispatch.stripe_client import StripeClient
 from dispatch.tasks import Tasks
@@ -113,7 +114,12 @@ class Node:
             publish=self.bus.publish,
             capacity=config.mechanic_capacity,
         )
-        self.outbox = Outbox(pool, {"refund": partial(payments.deliver_refund, pool, stripe)})
+        self.web_push = WebPush.of(config)
+        deliver: dict[str, Deliver] = {"refund": partial(payments.deliver_refund, pool, stripe)}
+        if self.web_push is not None:
+            capacity = config.mechanic_capacity
+            deliver["push"] = partial(push.deliver, self.store, self.web_push, capacity)
+        self.outbox = Outbox(pool, deliver)
         self.dispatcher = Dispatcher(
             self.store,
             self.board,
@@ -201,6 +207,7 @@ class Node:
             "presence": self.presence.close(),
             "bus": self.bus.close(),
             "stripe": self.stripe.close(),
+            **({} if self.web_push is None else {"web push": self.web_push.close()}),
             "pool": close_pool(self.pool),
         }
         for name, step in steps.items():

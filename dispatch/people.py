@@ -174,11 +174,15 @@ def _has_controls(text: str) -> bool:
 
 
 class MechanicFacts(Struct, frozen=True):
-    """What a customer may see of a mechanic, beside her presence."""
+    """What a customer may see of a mechanic, beside her presence.
+
+    `has_device`: one of hers is subscribed to web push.
+    """
 
     name: str
     available: bool
     last_seen: datetime | None
+    has_device: bool = False
 
 
 async def mechanic_statuses(
@@ -191,5 +195,6 @@ async def mechanic_statuses(
     async with unavailable_when_lost():
         rows = await pool.fetch(_QUERIES["mechanic_facts"], mechanic_ids)
     return {
-        row["id"]: MechanicFacts(row["name"], row["available"], row["last_seen"]) for row in rows
+        row["id"]: MechanicFacts(row["name"], row["available"], row["last_seen"], row["has_device"])
+        for row in rows
     }

@@ -30,7 +30,8 @@ INSERT INTO users (name, email, password_hash, role) VALUES ($1, $2, $3, 'admin'
 
 -- name: mechanic_facts
 -- What customers may see of some mechanics; no row for one who is gone.
-SELECT m.id, u.name, c.available AND c.approved AS available, m.last_seen
+SELECT m.id, u.name, c.available AND c.approved AS available, m.last_seen,
+       EXISTS (SELECT 1 FROM push_subscriptions s WHERE s.mechanic_id = m.id) AS has_device
   FROM mechanics m
   JOIN users u ON u.id = m.id
   JOIN candidates c ON c.mechanic_id = m.id
