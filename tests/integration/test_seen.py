@@ -142,3 +142,50 @@ async def test_who_is_not_the_favourite_cannot_acknowledge_for_her(asked: Asked)
     for device in asked.devices:
         await device.until("offer", stage="priority", attempt=2)
     assert (await asked.row())["next_attempt_at"] is not None
+
+
+@pytest.mark.parametrize("looks", [True, False])
+async def test_an_absent_favourite_who_comes_between_the_attempts_is_asked_by_the_ones_left(
+    connection: Connection, database_url: str, make_config: MakeConfig, looks: bool
+) -> None:
+    favourite, other = await add_mechanic(connection), await add_mechanic(connection)
+    customer_id = await add_customer(connection)
+    async with (
+        two_nodes(make_config(**TRUE_SECONDS)) as (here, there),
+        here.client(other, "mechanic") as bystander,
+        here.client(customer_id, "customer") as customer,
+    ):
+        booked = await here.book(
+            customer_id, routing_type="priority_broadcast", preferred_mechanic_id=favourite
+        )
+        await customer.until("request.status", stage="priority", mechanics_notified=0)
+        await pass_time(database_url, 6.0, here, there)
+        await eventually(lambda: _attempt(connection, 2))
+        async with there.client(favourite, "mechanic") as late:
+            asked = Asked(
+                connection,
+                database_url,
+                (here, there),
+                booked.request_id,
+                "",
+                (late, late),
+                bystander,
+            )
+            (card,) = late.snapshot["offers"]
+            assert (card["stage"], card["attempt"]) == ("priority", 2)
+            if looks:
+                await late.send("offer.seen", offer_id=card["offer_id"])
+                await eventually(lambda: _is_seen(asked))
+            for seconds in (12.0, 18.0):
+                await asked.at(seconds)
+            if not looks:
+                await late.until("offer", stage="open")
+            row = await asked.row()
+            assert row["stage"] == ("priority" if looks else "open")
+            await late.settle()
+            expected = [] if looks else [("priority", 3), ("open", 1)]
+            assert [(c["stage"], c["attempt"]) for c in late.of("offer")] == expected
+
+
+async def _attempt(connection: Connection, attempt: int) -> bool:
+    return bool(await connection.fetchval("SELECT attempt = $1 FROM session_requests", attempt))
