@@ -164,10 +164,22 @@ def _check_config(arguments: argparse.Namespace) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
+    if arguments.mechanic is not None:
+        return _explain_mechanic(arguments)
+    if arguments.hours is not None:
+        raise BadRequest("--hours is for --mechanic: a request is explained from its beginning")
     from dispatch.explain_text import explain
 
     with _configured(arguments) as config:
         print(_run(explain(config, arguments.request)))
+    return EXIT_DONE
+
+
+def _explain_mechanic(arguments: argparse.Namespace) -> int:
+    from dispatch.fairness import HOURS, explain_mechanic
+
+    with _configured(arguments) as config:
+        print(_run(explain_mechanic(config, arguments.mechanic, arguments.hours or HOURS)))
     return EXIT_DONE
 
 
@@ -303,8 +315,13 @@ def _parser() -> argparse.ArgumentParser:
     admin.add_argument("--name", default="Operator")
     add("vapid-key", _vapid_key, "print a fresh key for web push, as the environment takes it")
     add("check-config", _check_config, "print every setting and where it came from")
-    explain = add("explain", _explain, "say, mechanic by mechanic, how a request was dispatched")
-    explain.add_argument("request", type=UUID, metavar="REQUEST")
+    explain = add(
+        "explain", _explain, "say how a request was dispatched, or how one mechanic fares"
+    )
+    explained = explain.add_mutually_exclusive_group(required=True)
+    explained.add_argument("request", type=UUID, nargs="?", metavar="REQUEST")
+    explained.add_argument("--mechanic", type=UUID, metavar="ID")
+    explain.add_argument("--hours", type=_hours, metavar="N", help="of the mechanic's record (24)")
     replay = add(
         "replay", _replay, "decide a recorded request again and compare with what happened"
     )
@@ -333,6 +350,7 @@ _port = _between(0, 65535, int)
 _workers = _between(1, MAX_WORKERS, int)
 _count = _between(0, 100_000, int)
 _ttl = _between(1, 365 * 24 * 3600, float)
+_hours = _between(1, 31 * 24, int)
 
 
 if __name__ == "__main__":

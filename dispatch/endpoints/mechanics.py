@@ -14,7 +14,7 @@ from dispatch.node import Node
 from dispatch.ratelimit import KeyedRate
 from dispatch.why_no_offers import why_no_offers
 
-WHY_PER_MINUTE: Final = 20  # each costs Postgres up to 25 ms
+WHY_PER_MINUTE: Final = 20  # each costs Postgres up to 20 ms
 
 
 class Mechanics(Area):

@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dispatch import explain, handshake
+from dispatch import explain, fairness, handshake
 from dispatch.core.types import Role
 from dispatch.endpoints.area import Area, Path
 from dispatch.errors import Forbidden, NotAuthenticated
@@ -23,6 +23,12 @@ class Candidates(Struct, frozen=True):
     offset: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
 
 
+class Window(Struct, frozen=True):
+    """How far back is looked."""
+
+    hours: Annotated[int, Meta(ge=1, le=fairness.MAX_HOURS)] = fairness.HOURS
+
+
 class Operators(Area):
     """For admins and for monitoring."""
 
@@ -30,6 +36,7 @@ class Operators(Area):
         """Every path of the area."""
         return [
             ("GET", "/api/admin/requests/{id}/explain", self.explain),
+            ("GET", "/api/admin/mechanics/{id}/fairness", self.fairness),
             ("GET", "/healthz", self.health),
             ("GET", "/readyz", self.readiness),
             ("GET", "/metrics", self.metrics),
@@ -44,6 +51,12 @@ class Operators(Area):
             self.node.pool, path_id(request), policy, limit=part.limit, offset=part.offset
         )
         return ok(explanation)
+
+    async def fairness(self, request: Request) -> Response:
+        """Whether a mechanic is treated as the others are."""
+        await self.caller(request, Role.ADMIN)
+        hours = query(request, Window).hours
+        return ok(await fairness.fairness(self.node.pool, path_id(request), hours))
 
     async def health(self, request: Request) -> Response:
         """This process answers."""

@@ -279,7 +279,7 @@ async def test_where_there_is_too_much_to_look_at_she_is_told_how_far_back_it_we
     lately = (await ask(living, mechanic))["lately"]
 
     assert lately["offers_sent"] == 2
-    assert lately["offers_since"] == timestamp(now - timedelta(hours=2))
+    assert lately["offers_since"] == timestamp(now - timedelta(hours=3))
     assert _time(lately["since"]) < _time(lately["offers_since"])
 
 
