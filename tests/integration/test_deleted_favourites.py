@@ -1,9 +1,11 @@
 """A mechanic who is deleted: whoever watches her is told once more, whoever waits for her waits no
 longer (F2, F4). Nobody sends a hint of it: the nodes find out by themselves."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -12,8 +14,9 @@ import pytest
 
 from dispatch.database import Connection
 from dispatch.hints import MechanicChanged
+from dispatch.presence import UserPresence
 from tests.conftest import MakeConfig
-from tests.integration.living import Client, LivingNode, living_node
+from tests.integration.living import Client, LivingNode, living_node, two_nodes
 from tests.integration.rows import add_customer, add_mechanic, book, candidate
 from tests.support import eventually
 
@@ -32,14 +35,13 @@ async def living_nodes(
 ) -> AsyncIterator[tuple[LivingNode, LivingNode]]:
     """One node twice, or two nodes, that know who is online."""
     config = make_config(**LONG)
-    async with living_node(config) as one:
-        if count == 1:
-            await eventually(lambda: one.node.degraded() == [])
-            yield one, one
-            return
-        async with living_node(config) as other:
-            await eventually(lambda: one.node.degraded() == other.node.degraded() == [])
-            yield one, other
+    if count == 2:
+        async with two_nodes(config) as nodes:
+            yield nodes
+        return
+    async with living_node(config) as living:
+        await eventually(lambda: living.node.degraded() == [])
+        yield living, living
 
 
 async def delete_mechanic(connection: Connection, mechanic_id: UUID) -> None:
@@ -116,6 +118,37 @@ async def test_watching_one_who_does_not_exist_is_not_found_and_watches_nobody(
         assert living.node.hub.watched_by(socket) == 0
 
 
+async def test_who_is_deleted_while_a_watch_is_answered_is_told_gone_after_the_answer(
+    connection: Connection, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mechanic, ann = await add_mechanic(connection), await add_customer(connection)
+    async with (
+        living_nodes(make_config, 1) as (living, _),
+        living.client(ann, "customer") as client,
+    ):
+        node = living.node
+        look_up = node.presence.look_up
+        reading, go_on = asyncio.Event(), asyncio.Event()
+
+        async def look_up_slowly(user_ids: Sequence[UUID]) -> dict[UUID, UserPresence]:
+            reading.set()
+            await go_on.wait()
+            return await look_up(user_ids)
+
+        monkeypatch.setattr(node.presence, "look_up", look_up_slowly)
+        await client.send("mechanic.watch", mechanic_id=mechanic, id="watch")
+        await reading.wait()
+        await delete_mechanic(connection, mechanic)
+        await node.reconcile()
+        go_on.set()
+
+        answer = await client.until("mechanic.presence", mechanic_id=mechanic)
+        last = await client.until("mechanic.presence", mechanic_id=mechanic)
+        assert (answer["re"], answer["available"]) == ("watch", True)
+        assert ("re" in last, last["available"], last["presence"]) == (False, False, "offline")
+        assert node.hub.watchers_of(mechanic) == ()
+
+
 async def test_a_change_that_is_heard_and_read_again_is_told_once(
     connection: Connection, make_config: MakeConfig
 ) -> None:
@@ -142,6 +175,38 @@ async def test_a_change_that_is_heard_and_read_again_is_told_once(
         await node.reconcile()
         await client.settle()
         assert len(client.of("mechanic.presence")) == before + 2
+
+
+# --- over HTTP ------------------------------------------------------------------------------------
+
+
+async def test_a_deleted_favourite_is_gone_at_once_wherever_one_asks(
+    connection: Connection, make_config: MakeConfig
+) -> None:
+    ann, mechanic = await add_customer(connection), await add_mechanic(connection)
+    favorites = "/api/customer/favorites"
+    choice = {"provider_id": str(mechanic), "provider_type": "independent"}
+    async with living_nodes(make_config, 1) as (living, _):
+        call = partial(living.call, ann, "customer")
+        assert (await call("POST", favorites, choice))[0] == 201
+        assert (await call("GET", f"/api/mechanics/{mechanic}/status"))[0] == 200
+
+        await delete_mechanic(connection, mechanic)
+
+        _, listed = await call("GET", favorites)
+        assert (listed["favorites"], listed["total"]) == ([], 0)
+        async with living.client(ann, "customer") as client:
+            assert client.snapshot["favorites"] == []
+        for method, path, body in (
+            ("GET", f"/api/mechanics/{mechanic}/status", None),
+            ("POST", favorites, choice),
+            ("POST", "/api/customer/rebook", {"provider_id": str(mechanic)}),
+        ):
+            status, answer = await call(method, path, body)
+            assert (status, answer["error"]["code"]) == (404, "mechanic_gone")
+        status, answer = await call("DELETE", f"{favorites}/{mechanic}")
+        assert (status, answer["error"]["code"]) == (404, "not_found")
+        assert await connection.fetchval("SELECT count(*) FROM intakes") == 0
 
 
 # --- waiting for her ------------------------------------------------------------------------------

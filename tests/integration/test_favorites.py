@@ -180,13 +180,14 @@ async def test_a_customer_has_at_most_a_hundred(pool: Pool, connection: Connecti
     for mechanic in mechanics[: MAX_FAVORITES - 1]:
         await like(pool, ann, mechanic)
 
-    outcomes = await asyncio.gather(
-        *(like(pool, ann, mechanic) for mechanic in mechanics[MAX_FAVORITES - 1 :]),
-        return_exceptions=True,
-    )
+    async with connection.transaction():  # whoever adds for her stands at the same line
+        await connection.execute("SELECT FROM customers WHERE id = $1 FOR UPDATE", ann)
+        last = [like(pool, ann, mechanic) for mechanic in mechanics[MAX_FAVORITES - 1 :]]
+        racing = asyncio.gather(*last, return_exceptions=True)
+        await until_blocked(pool, 2)
+    outcomes = await racing
 
-    assert outcomes.count(True) == 1
-    (refused,) = (outcome for outcome in outcomes if outcome is not True)
+    (refused,) = [outcome for outcome in outcomes if outcome is not True]
     assert isinstance(refused, Conflict)
     assert refused.code == "too_many_favorites"
     chosen = await ids_of(pool, ann)
