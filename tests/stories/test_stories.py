@@ -7,6 +7,9 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from dispatch.core.replay import replay
+from dispatch.database import close_pool, open_pool
+from dispatch.replay import record_of
 from tests.stories import five
 from tests.stories.document import DOCUMENT, document, transcripts
 from tests.stories.five import STORIES
@@ -22,12 +25,13 @@ Tell = Callable[[Tale], Awaitable[Played]]
 
 @pytest.fixture
 def tell(database_url: str, redis_url: str) -> Tell:
-    """Plays a story, and compares it with the page and its frames with its rows."""
+    """Plays a story; compares it with the page, its frames with its rows, both with a replay."""
 
     async def tell(tale: Tale) -> Played:
         played = await play(tale, database_url, redis_url)
         assert played.lines == transcripts(DOCUMENT.read_text())[STORIES.index(tale)]
         deadlines_agree(played)
+        await goes_the_same_way_again(played, database_url)
         return played
 
     return tell
@@ -58,6 +62,21 @@ def deadlines_agree(played: Played) -> None:
                     compared += 1
                     break
     assert compared >= 3
+
+
+async def goes_the_same_way_again(played: Played, database_url: str) -> None:
+    """`dispatch replay` decides what happened (R11a)."""
+    last = played.scenes[-1].row
+    pool = await open_pool(database_url, size=1)
+    try:
+        replayed = replay(await record_of(pool, last["id"]))
+    finally:
+        await close_pool(pool)
+    assert replayed.differences == ()
+    assert (replayed.bookings[-1].version, replayed.bookings[-1].mechanic_id) == (
+        last["version"],
+        last["mechanic_id"],
+    )
 
 
 def cards(frames: list[Frame]) -> list[Frame]:
