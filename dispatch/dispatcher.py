@@ -21,7 +21,8 @@ import asyncpg
 from msgspec import Struct
 from msgspec.structs import replace
 
-from dispatch import payments
+from dispatch import payments, push
+from dispatch.audience import Audience
 from dispatch.audit import Audit
 from dispatch.board import Board
 from dispatch.core import lifecycle, messages, routing
@@ -72,6 +73,7 @@ log = logging.getLogger(__name__)
 
 # More deadlines of one booking than this cannot be due at once.
 _MAX_STEPS: Final = 8
+_SUMMONED: Final = 50  # mechanics who are notified of one urgent booking
 _NOT_EARLY: Final = timedelta(milliseconds=5)
 
 
@@ -100,6 +102,7 @@ class Dispatcher:
         store: Store,
         board: Board,
         fanout: Fanout,
+        audience: Audience,
         audit: Audit,
         waterfall: Waterfall,
         presence: PresenceRegistry,
@@ -108,13 +111,17 @@ class Dispatcher:
         metrics: Metrics,
         *,
         publish: Callable[[Hint], None],
-        refunds_queued: Callable[[], None],
+        effects_queued: Callable[[], None],
         policy: Policy,
         policy_id: UUID,
+        push_urgent_below: int | None,
     ) -> None:
+        """`push_urgent_below`: an urgent booking is pushed where fewer mechanics than that are
+        online; None where there is no web push at all."""
         self._store = store
         self._board = board
         self._fanout = fanout
+        self._audience = audience
         self._audit = audit
         self._waterfall = waterfall
         self._presence = presence
@@ -122,9 +129,10 @@ class Dispatcher:
         self._tasks = tasks
         self._metrics = metrics
         self._publish = publish
-        self._refunds_queued = refunds_queued
+        self._effects_queued = effects_queued
         self._policy = policy
         self._policy_id = policy_id
+        self._push_urgent_below = push_urgent_below
         self._firing: set[UUID] = set()
         self.timers = Timers(clock, self._timer_fired)
 
@@ -381,9 +389,12 @@ class Dispatcher:
             if decision.rejection is not None:
                 raise Rejected(decision.rejection)
             changed = decision.booking is not before
-            after = await self._commit(locked, event, decision) if changed else locked.entry
+            after = await self._write(locked, event, decision) if changed else locked.entry
+            queued = await self._queue(locked, after.booking, decision.effects)
         if changed:
             self._announce(after)
+        if queued:
+            self._effects_queued()
         if Warn() in decision.effects:
             self._fanout.warn(after)
             self._publish(SessionWarned(request_id))
@@ -394,7 +405,8 @@ class Dispatcher:
         known = self._board.get(entry.booking.request_id)
         return entry if known is None or known.booking.version < entry.booking.version else known
 
-    async def _commit(self, locked: Locked, event: Event, decision: Decision) -> Entry:
+    async def _write(self, locked: Locked, event: Event, decision: Decision) -> Entry:
+        """The booking as it was decided, its history, and what else stands in rows of its own."""
         booking = decision.booking
         if StartRound() in decision.effects:
             booking = replace(booking, offer_id=uuid4())
@@ -411,7 +423,6 @@ class Dispatcher:
         return replace(locked.entry, booking=booking, display=display)
 
     async def _perform(self, locked: Locked, booking: Booking, effect: Effect) -> None:
-        """The effects that belong into the transaction."""
         match effect:
             case EndRound(outcome, status):
                 await self._store.end_round(locked, status, outcome)
@@ -419,17 +430,34 @@ class Dispatcher:
                 await self._store.start_round(locked, booking)
             case Ask(mechanic_id, attempt):
                 await self._store.ask(locked, mechanic_id, routing.SCORE_FAVOURITE, attempt)
-            case Summon():
-                pass
             case Answered(mechanic_id, status, reason):
                 await self._store.answer(locked, mechanic_id, status, reason)
-            case Refund(reason):
-                if await payments.queue_refund(locked.connection, booking.session_id, reason):
-                    self._refunds_queued()
-            case Log() | Warn():
-                pass  # recorded together; told after the commit
+            case Log() | Warn() | Refund() | Summon():
+                pass  # recorded together; told after the commit; queued
             case _ as unreachable:
                 assert_never(unreachable)
+
+    async def _queue(self, locked: Locked, booking: Booking, effects: tuple[Effect, ...]) -> bool:
+        """What is to be done outside the database: refunds, notifications. Whether there is any."""
+        queued = False
+        for effect in effects:
+            match effect:
+                case Refund(reason):
+                    queued |= await payments.queue_refund(
+                        locked.connection, booking.session_id, reason
+                    )
+                case Ask(mechanic_id, push=True) if self._push_urgent_below is not None:
+                    queued |= await push.queue_offer(locked.connection, booking, mechanic_id)
+                case Summon() if self._audience.online(booking) < (self._push_urgent_below or 0):
+                    queued |= await push.queue_urgent(
+                        locked.connection,
+                        booking,
+                        capacity=self._policy.mechanic_capacity,
+                        limit=_SUMMONED,
+                    ) > 0
+                case _:
+                    pass
+        return queued
 
     def _announce(self, entry: Entry) -> None:
         """After a commit: our sockets, the other nodes, our clock. Never awaits, so never half."""

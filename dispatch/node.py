@@ -124,6 +124,7 @@ class Node:
             self.store,
             self.board,
             self.fanout,
+            self.audience,
             self.audit,
             self.waterfall,
             self.presence,
@@ -131,9 +132,10 @@ class Node:
             self.tasks,
             self.metrics,
             publish=self.bus.publish,
-            refunds_queued=self.outbox.wake,
+            effects_queued=self.outbox.wake,
             policy=config.policy(),
             policy_id=policy_id,
+            push_urgent_below=None if self.web_push is None else config.push_urgent_below,
         )
         self.authenticator = Authenticator(config.jwt_secret, pool)
         self.gateway = Gateway(
