@@ -41,6 +41,7 @@ _SQL: Final = queries.load("push")
 MAX_DEVICES: Final = 10
 MAX_TTL_SECONDS: Final = 24 * 3600
 MAX_ENDPOINT_CHARS: Final = 2048
+_CANDIDATES_AT_ONCE: Final = 50
 
 _KINDS: Final = {"chat": "Chat", "video": "Video call", "diagnostic": "Diagnosis"}
 
@@ -162,7 +163,7 @@ async def _away(
 ) -> list[Candidate]:
     """The first so many whom the core does not exclude, read no further than needed."""
     chosen: list[Candidate] = []
-    async for row in connection.cursor(_SQL["away"], prefetch=limit):
+    async for row in connection.cursor(_SQL["away"], prefetch=_CANDIDATES_AT_ONCE):
         if len(chosen) == limit:
             break
         candidate = Candidate(**{name: row[name] for name in Candidate.__struct_fields__})

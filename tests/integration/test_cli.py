@@ -113,6 +113,17 @@ def test_check_config_shows_every_value_but_no_secret(run: Run) -> None:
         assert secret not in finished.stdout
 
 
+def test_a_fresh_key_for_web_push_is_printed_as_the_environment_takes_it(run: Run) -> None:
+    first, second = run("vapid-key"), run("vapid-key")
+
+    name, _, key = first.stdout.splitlines()[0].partition("=")
+    assert name == "VAPID_PRIVATE_KEY"
+    assert first.stdout.splitlines()[1].startswith("# its public key")
+    configured = run("check-config", VAPID_PRIVATE_KEY=key, VAPID_SUBJECT="mailto:o@d.example")
+    assert rows_of(configured)[name] == ["***", "environment"]
+    assert key not in configured.stdout + second.stdout
+
+
 def test_an_admin_is_made_once_and_can_have_a_token(run: Run) -> None:
     made = run("create-admin", "--email", "ops@dispatch.example", "--name", "Ops")
     again = run("create-admin", "--email", "ops@dispatch.example")

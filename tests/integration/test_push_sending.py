@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 
 from dispatch import push_client
+from dispatch.errors import Unavailable
 from dispatch.push_client import Answer, Device, Message, WebPush
 from dispatch.push_guard import look_up
 from tests.integration import push_service
@@ -153,6 +154,18 @@ async def test_where_it_may_not_go_any_more_it_does_not_go(service: PushService)
         Answer("refused", "endpoint: its host is not a public one"),
     }
     assert browser.tries == 0
+
+
+async def test_while_names_cannot_be_looked_up_it_is_tried_again(service: PushService) -> None:
+    async def fail(host: str, port: int) -> list[str]:
+        raise Unavailable("names cannot be looked up now, try again")
+
+    web_push = WebPush(service.private_key, SUBJECT, (), fail)
+
+    answer = await web_push.send(device_of(Browser("https://push.example/secret", "")), MESSAGE)
+    await web_push.close()
+
+    assert answer == Answer("later", "names cannot be looked up now, try again")
 
 
 async def test_nothing_of_a_subscription_is_logged(
