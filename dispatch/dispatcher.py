@@ -297,8 +297,7 @@ class Dispatcher:
         return facts
 
     def tell_facts(self, facts: Facts) -> None:
-        """Facts of a mechanic changed: her cards follow, here and on the other nodes (R10)."""
-        self._fanout.facts(facts.candidate, facts.changed_at)
+        """Facts of a mechanic changed: her cards follow on every node, this one included (R10)."""
         self._publish(MechanicChanged(facts.candidate, facts.changed_at))
         if not (facts.candidate.available and facts.candidate.approved):
             self._release_other_favourites(facts.candidate.mechanic_id)

@@ -7,13 +7,13 @@ live booking, and what changes afterwards is pushed.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Final, assert_never
+from typing import Final, TypeVar, assert_never
 from uuid import UUID
 
-import msgspec
+from msgspec import Struct
 
 from dispatch import favorites, frames, mechanics
 from dispatch.auth import Authenticator, Identity
@@ -65,6 +65,8 @@ from dispatch.store import Arrivals, Store
 from dispatch.tasks import Tasks
 from dispatch.timers import Clock
 from dispatch.websocket import Connection, Limits
+
+S = TypeVar("S", bound=Struct)
 
 MAX_WATCHED: Final = 50
 _LIST_BYTES: Final = MAX_SERVER_FRAME_BYTES - 8 * 1024  # room for the rest of a snapshot
@@ -222,16 +224,19 @@ class Gateway:
             for entry in self._board.ended(latest)
             if entry.booking.customer_id == connection.user_id
         ]
-        requests = [self._fanout.request_state(entry) for entry in entries]
-        sessions = [frames.session_state(entry, Role.CUSTOMER, now) for entry in entries]
-        all_favorites = chosen.get(connection.user_id, [])
-        size = sum(len(encode(frame)) + 1 for frame in (*requests, *sessions))
-        shown = _as_many_as_fit(all_favorites, _LIST_BYTES - size)
+        entries.sort(key=lambda entry: entry.booking.created_at, reverse=True)
+        wanted = chosen.get(connection.user_id, [])
+        requests = _fitting(map(self._fanout.request_state, entries), _LIST_BYTES // 3)
+        sessions = [
+            frames.session_state(entry, Role.CUSTOMER, now) for entry in entries[: len(requests)]
+        ]
+        shown = _fitting(wanted, _LIST_BYTES // 3)
         snapshot = CustomerSnapshot(
             requests=requests,
             sessions=sessions,
             favorites=shown,
-            more_favorites=len(shown) < len(all_favorites),
+            more_requests=len(requests) < len(entries),
+            more_favorites=len(shown) < len(wanted),
         )
         connection.send_frame(self._welcome(connection, snapshot))
 
@@ -262,13 +267,7 @@ class Gateway:
         if connection.closing:
             return
         self._hub.add(connection)
-        requests, size = [], 0
-        for entry in self._board:
-            state = self._fanout.request_state(entry)
-            size += len(encode(state)) + 1
-            if size > _LIST_BYTES:
-                break
-            requests.append(state)
+        requests = _fitting(map(self._fanout.request_state, self._board), _LIST_BYTES)
         snapshot = AdminSnapshot(
             requests=requests,
             more_requests=len(requests) < len(self._board),
@@ -392,13 +391,15 @@ class Gateway:
         return Ok(re=frame.id)
 
 
-def _as_many_as_fit(chosen: list[Favorite], room: int) -> list[Favorite]:
-    """The first of them, as many as so many bytes hold."""
-    for number, favorite in enumerate(chosen):
-        room -= len(msgspec.json.encode(favorite)) + 1
+def _fitting(parts: Iterable[S], room: int) -> list[S]:
+    """The first of them, as many as so many bytes of a frame hold."""
+    fitting: list[S] = []
+    for part in parts:
+        room -= len(encode(part)) + 1
         if room < 0:
-            return chosen[:number]
-    return chosen
+            break
+        fitting.append(part)
+    return fitting
 
 
 def _verdict(frame: OfferAccept, answer: Answer) -> ServerFrame:

@@ -131,7 +131,7 @@ class Node:
             self.clock,
             self.tasks,
             self.metrics,
-            publish=self.bus.publish,
+            publish=self._publish,
             effects_queued=self.outbox.wake,
             policy=config.policy(),
             policy_id=policy_id,
@@ -219,7 +219,13 @@ class Node:
             except TimeoutError:
                 log.warning("%s did not close in time", name)
 
-    # --- hearing
+    # --- speaking and hearing
+
+    def _publish(self, hint: Hint) -> None:
+        """To the other nodes; what changes of a mechanic is heard here in the same way as there."""
+        self.bus.publish(hint)
+        if isinstance(hint, MechanicChanged):
+            self._mechanic_changed(hint.candidate, hint.changed_at)
 
     def _hear(self, hints: list[Hint]) -> None:
         for hint in hints:

@@ -315,6 +315,7 @@ class CustomerSnapshot(Struct, frozen=True, kw_only=True):
     requests: list[RequestState]
     sessions: list[SessionState]
     favorites: list[Favorite]
+    more_requests: bool
     more_favorites: bool
 
 
@@ -419,8 +420,8 @@ def decode(data: bytes | str) -> AnyClientFrame:
     raise BadFrame(problem, head.id)
 
 
-def encode(frame: ServerFrame) -> bytes:
-    """The JSON text of a server frame, UTF-8."""
+def encode(frame: Struct) -> bytes:
+    """The JSON text of a server frame, or of a part of one, UTF-8."""
     return _encoder.encode(frame)
 
 

@@ -3,8 +3,8 @@
 One job: pages of the workshops that have a mechanic to offer work to now. Who is online is the
 mirror in Postgres, about a second late, so the directory may be a second old as well: however many
 ask a node, it reads at most one directory a second (30 ms of Postgres for a thousand workshops),
-and asking, for which nobody needs an account, cannot slow down dispatching. Imports `database`, `protocol`
-and `queries`; raises `Unavailable` when Postgres is away.
+and asking, for which nobody needs an account, cannot slow down dispatching. Imports `database`,
+`protocol` and `queries`; raises `Unavailable` when Postgres is away.
 """
 
 import asyncio
