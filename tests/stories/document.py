@@ -38,6 +38,6 @@ def transcripts(page: str) -> list[list[str]]:
 
 
 def _section(number: int, tale: Tale, lines: Sequence[str]) -> str:
-    title, _, premise = inspect.getdoc(tale).partition("\n\n")  # type: ignore[union-attr]
+    title, _, premise = (inspect.getdoc(tale) or "").partition("\n\n")
     text = "\n".join(lines)
     return f"\n## {number}. {title}\n\n{premise}\n\n```text\n{text}\n```\n"
