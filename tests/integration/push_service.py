@@ -2,7 +2,7 @@
 
 It believes nothing: a request that is not as the RFCs want it gets the status that they name, and
 what was wrong is kept in `complaints`. A message is decrypted with the keys of the browser that it
-is for. Written with `cryptography` alone, so that it shares no code with what it judges.
+is for. Verified and decrypted with `cryptography` alone: no code is shared with what is judged.
 
     service.browser(...)     a browser that has subscribed; `browser.form()` is what it posts
     browser.answers          how it is to answer next: a status, or an `Answer`; 201 when empty
@@ -222,7 +222,7 @@ def _verify(public_key: str, signed: bytes, signature: bytes) -> None:
 
 @asynccontextmanager
 async def push_service() -> AsyncIterator[PushService]:
-    """A service that runs inside the block. It must have had no reason to complain after it."""
+    """A service that runs inside the block."""
     service = PushService()
     async with serving(service.app()) as url:
         service.url = url
