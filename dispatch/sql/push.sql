@@ -5,8 +5,8 @@
 SELECT true FROM mechanics WHERE id = $1 AND deleted_at IS NULL FOR NO KEY UPDATE
 
 -- name: subscribe
--- A device of this mechanic; `is_new` unless it was hers before. A browser has one endpoint, whoever
--- logs in with it: of somebody else's it becomes hers, as a new one.
+-- A device of this mechanic; `is_new` unless it was hers before. A browser has one endpoint,
+-- whoever logs in with it: what was somebody else's becomes hers, as a new one.
 INSERT INTO push_subscriptions AS s (id, mechanic_id, endpoint, p256dh, auth, device)
 VALUES ($1, $2, $3, $4, $5, $6)
 ON CONFLICT (endpoint) DO UPDATE
