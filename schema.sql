@@ -409,6 +409,8 @@ CREATE TABLE routing_decisions (
     excluded_reasons  text[] NOT NULL,
     seen_mechanic_ids uuid[] NOT NULL,
     seen_ms           integer[] NOT NULL,
+    lost_mechanic_ids uuid[] NOT NULL,  -- told by this node itself that somebody else has it
+    lost_ms           integer[] NOT NULL,
     PRIMARY KEY (request_id, generation, stage, node_id, batch)
 );
 CREATE INDEX routing_decisions_at_idx ON routing_decisions (at);

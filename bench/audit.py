@@ -172,7 +172,7 @@ class _Part:
 
     def see(self, booking: Booking) -> float:
         """Everybody sees it; ms."""
-        everybody = [mechanic.candidate.mechanic_id for mechanic in self.hub.mechanics_in_turn()]
+        everybody = [mechanic.candidate.mechanic_id for mechanic in self.hub.mechanics()]
         random.shuffle(everybody)
         with _timed() as ms:
             for mechanic_id in everybody:

@@ -19,7 +19,7 @@ from dispatch.hints import Reach, Roster
 
 REMEMBERED: Final = 20_000  # bookings whose counts are kept after their end
 NAMED: Final = 100  # beyond so many a node names only those who are on another node too
-ROSTER_SECONDS: Final = 15.0  # a roster that is not repeated within this is forgotten
+ROSTER_SECONDS: Final = 7.0  # a roster that is not repeated within this is forgotten
 
 
 Group = tuple[UUID | None, bool]  # workshop, specialist

@@ -76,6 +76,13 @@ class Audit:
         batch.seen_ms.append(_ms_after(batch.at, at))
         self._waterfall.seen(booking, at)
 
+    def lost(self, offered: Booking, mechanic_id: UUID) -> None:
+        """This node told her by itself that somebody else has the round that was offered."""
+        at = self._now()
+        batch = self._batch(offered, at)
+        batch.lost_mechanic_ids.append(mechanic_id)
+        batch.lost_ms.append(_ms_after(batch.at, at))
+
     def receipt(self, request_id: UUID, received_at: datetime) -> None:
         """A booking that this node had heard of at `received_at` has just been committed."""
         committed_at = self._now()
@@ -124,6 +131,8 @@ class Audit:
                 excluded_reasons=[],
                 seen_mechanic_ids=[],
                 seen_ms=[],
+                lost_mechanic_ids=[],
+                lost_ms=[],
             )
             self._next_batch += 1
             self._batches.append(batch)

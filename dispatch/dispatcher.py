@@ -230,7 +230,9 @@ class Dispatcher:
         return answer
 
     async def _judge(self, mechanic_id: UUID, offer_id: UUID, accept_id: UUID) -> Answer:
-        if self._lost_for_certain(mechanic_id, offer_id):
+        lost = self._lost_for_certain(mechanic_id, offer_id)
+        if lost is not None:
+            self._audit.lost(lost, mechanic_id)
             return Answer(reason="taken")
         try:
             verdict = await self._store.accept(
@@ -252,12 +254,15 @@ class Dispatcher:
             return Answer(reason=verdict.reason)
         return Answer(session_id=verdict.session_id, request_id=verdict.request_id)
 
-    def _lost_for_certain(self, mechanic_id: UUID, offer_id: UUID) -> bool:
+    def _lost_for_certain(self, mechanic_id: UUID, offer_id: UUID) -> Booking | None:
+        """The booking as it was offered, where this node knows that somebody else won it."""
         ended = self._board.ended_round(offer_id)
         if ended is None or ended.offered is None or ended.winner in (None, mechanic_id):
-            return False
+            return None
         candidate = self._fanout.candidate(mechanic_id)
-        return candidate is not None and routing.not_meant(ended.offered, candidate) is None
+        if candidate is None or routing.not_meant(ended.offered, candidate) is not None:
+            return None
+        return ended.offered
 
     def _release_other_favourites(self, mechanic_id: UUID) -> None:
         """Whoever waits for her by name must not wait any longer (F4)."""
@@ -448,12 +453,15 @@ class Dispatcher:
                 case Ask(mechanic_id, push=True) if self._push_urgent_below is not None:
                     queued |= await push.queue_offer(locked.connection, booking, mechanic_id)
                 case Summon() if self._audience.online(booking) < (self._push_urgent_below or 0):
-                    queued |= await push.queue_urgent(
-                        locked.connection,
-                        booking,
-                        capacity=self._policy.mechanic_capacity,
-                        limit=_SUMMONED,
-                    ) > 0
+                    queued |= (
+                        await push.queue_urgent(
+                            locked.connection,
+                            booking,
+                            capacity=self._policy.mechanic_capacity,
+                            limit=_SUMMONED,
+                        )
+                        > 0
+                    )
                 case _:
                     pass
         return queued

@@ -157,6 +157,7 @@ class _Records(NamedTuple):
     stages: Rows
     sent: Rows
     seen: Rows
+    lost: Rows
     excluded: Rows
     answers: Rows
     everybody: Rows
@@ -231,10 +232,14 @@ def _candidates(strategy: Routing, records: _Records) -> list[CandidateStory]:
         told = story(row)
         told.eligible = True
         told.sent.append(_sent(strategy, row["stage"], row["score"], row["at"]))
+    for row in records.lost:
+        told = story(row)
+        told.eligible = True
+        told.answer, told.answered_at, told.reason = "lost", row["at"], "taken"
     for row in records.answers:
         told = story(row)
         told.eligible = True
-        told.answer, told.answered_at = row["status"], row["answered_at"]
+        told.answer, told.answered_at = _answer(row), row["answered_at"]
         told.seen_at, told.reason = row["seen_at"], row["reason"]
         told.asked_at = row["issued_at"]
         if row["pushed_at"] is not None:
@@ -250,6 +255,13 @@ def _candidates(strategy: Routing, records: _Records) -> list[CandidateStory]:
             NotAsked(stage=row["stage"], reason=row["reason"], because=because)
         )
     return sorted(stories.values(), key=_interest)
+
+
+def _answer(row: asyncpg.Record) -> str:
+    """Who accepted and did not win has lost; who never answered had it revoked."""
+    lost = row["status"] == "revoked" and row["answered_at"] is not None
+    status: str = "lost" if lost else row["status"]
+    return status
 
 
 def _sent(strategy: Routing, stage: str, score: int | None, at: datetime) -> Sent:

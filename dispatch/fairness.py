@@ -87,7 +87,7 @@ async def fairness(pool: Pool, mechanic_id: UUID, hours: int) -> Fairness:
             raise NotFound("no such mechanic")
         since = await track_record.reach(connection, who["since"], MAX_DECISIONS, MAX_BYTES)
         rounds = await connection.fetch(_SQL["rounds"], mechanic_id, since)
-        answers = await track_record.answers(connection, mechanic_id, since)
+        answers = await track_record.answers(connection, mechanic_id, since, since)
     offered = [each for each in rounds if each["sent_at"] is not None]
     return Fairness(
         mechanic_id=mechanic_id,

@@ -6,9 +6,11 @@ nobody computes another's list. No await anywhere: a change is shown as a whole,
 Imports `core`, `board`, `hub`, `audience`, `audit`, `frames`, `hints` and `protocol`.
 """
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from typing import TypeVar
 from uuid import UUID
 
 from msgspec.structs import replace
@@ -23,6 +25,8 @@ from dispatch.core.types import Booking, Candidate, RequestStatus, Role, Stage
 from dispatch.hints import Entry, Hint
 from dispatch.hub import Hub, OnlineMechanic, Socket
 from dispatch.protocol import Offer, OfferRevoked, OfferWon, RequestState, prepare
+
+T = TypeVar("T")
 
 # Rules that anybody can read off the booking need no line per mechanic in the audit trail.
 _SELF_EVIDENT = frozenset({"not_favourite", "other_workshop"})
@@ -129,32 +133,32 @@ class Fanout:
             if (before.stage, before.attempt) == (booking.stage, booking.attempt):
                 return
         now = self._now()
+        pool = self._pool_of(booking)
+        eligible: list[tuple[OnlineMechanic, routing.Terms]] = []
+        excluded: list[tuple[UUID, str]] = []
+        for mechanic in pool:
+            reason = routing.exclusion(booking, mechanic.candidate, self._capacity)
+            if reason is None:
+                eligible.append((mechanic, routing.terms(booking, mechanic.candidate)))
+            elif reason not in _SELF_EVIDENT:
+                excluded.append((mechanic.candidate.mechanic_id, reason))
         asked: list[UUID] = []
         scores: list[int] = []
-        excluded: list[tuple[UUID, str]] = []
         prepared: dict[routing.Terms, bytes] = {}
-        pool = self._pool_of(booking)
-        for mechanic in pool:
-            mechanic_id = mechanic.candidate.mechanic_id
-            reason = routing.exclusion(booking, mechanic.candidate, self._capacity)
-            if reason is not None:
-                if reason not in _SELF_EVIDENT:
-                    excluded.append((mechanic_id, reason))
-                continue
-            terms = routing.terms(booking, mechanic.candidate)
+        for mechanic, terms in in_turn(eligible):
             data = prepared.get(terms)
             if data is None:
                 data = prepared[terms] = prepare(frames.offer(change.after, terms, now))
-            asked.append(mechanic_id)
-            scores.append(terms.score)
             mechanic.offer(data, booking.request_id, booking.offer_id)
+            asked.append(mechanic.candidate.mechanic_id)
+            scores.append(terms.score)
         self._audit.considered(booking, len(pool), asked, scores, excluded, now)
         self._count(booking, asked)
 
     def _pool_of(self, booking: Booking) -> Sequence[OnlineMechanic]:
         """Whom to ask about: nobody but the favourite is looked at in her stage."""
         if booking.stage is not Stage.PRIORITY:
-            return self._hub.mechanics_in_turn()
+            return self._hub.mechanics()
         assert booking.preferred_mechanic_id is not None
         favourite = self._hub.mechanic(booking.preferred_mechanic_id)
         return () if favourite is None else (favourite,)
@@ -314,6 +318,16 @@ class Fanout:
         if reach is not None:
             self._publish(reach)
             self.counts_changed(booking.request_id)
+
+
+def in_turn(eligible: list[T]) -> list[T]:
+    """The same, beginning with another one each time.
+
+    Whoever is written to first has a head start. So that nobody has it by accident, or because she
+    connected early, the beginning is drawn anew for every broadcast, among those who may have it.
+    """
+    begin = random.randrange(len(eligible)) if eligible else 0
+    return eligible[begin:] + eligible[:begin]
 
 
 def _workers(change: Change) -> set[UUID]:

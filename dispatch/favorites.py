@@ -18,11 +18,11 @@ from uuid import UUID
 import asyncpg
 from msgspec import Struct
 
-from dispatch import mechanics, queries, sessions
+from dispatch import queries, sessions
 from dispatch.core.types import Routing
 from dispatch.database import Pool, transaction, unavailable_when_lost
 from dispatch.errors import Conflict, NotFound
-from dispatch.presence import PresenceRegistry
+from dispatch.mechanics import Mechanics
 from dispatch.protocol import Favorite, timestamp
 from dispatch.sessions import IntakeForm
 
@@ -146,7 +146,7 @@ async def of_customers(pool: Pool, customer_ids: Sequence[UUID]) -> dict[UUID, l
 
 async def listing(
     pool: Pool,
-    presence: PresenceRegistry,
+    mechanics: Mechanics,
     customer_id: UUID,
     *,
     limit: int,
@@ -160,7 +160,7 @@ async def listing(
     """
     rows = await _rows(pool, [customer_id])
     page = rows[offset : offset + limit]
-    there = await _who_is_there(pool, presence, page, capacity)
+    there = await _who_is_there(pool, mechanics, page, capacity)
     listed = [
         _listed(row, there[row["provider_id"]])
         for row in page
@@ -170,12 +170,12 @@ async def listing(
 
 
 async def _who_is_there(
-    pool: Pool, presence: PresenceRegistry, page: list[asyncpg.Record], capacity: int
+    pool: Pool, mechanics: Mechanics, page: list[asyncpg.Record], capacity: int
 ) -> dict[UUID, dict[str, Any]]:
     """By provider the fields of `Listed` that say whether a booking would be taken now."""
     people = [row["provider_id"] for row in page if row["provider_type"] == "independent"]
     shops = [row["provider_id"] for row in page if row["provider_type"] == "workshop"]
-    statuses = await mechanics.statuses(pool, presence, people)
+    statuses = await mechanics.statuses(people)
     async with unavailable_when_lost():
         rows = await pool.fetch(_SQL["available_mechanics"], shops, capacity)
     free = {row["workshop_id"]: row["available"] for row in rows}

@@ -64,6 +64,8 @@ def request_state(entry: Entry, notified: int, online: int, now: datetime) -> Re
     """How the customer sees the dispatching of her booking."""
     booking, display = entry.booking, entry.display
     message = booking.message
+    if booking.stage is Stage.PRIORITY and notified and message == messages.WAITING_FOR_FAVOURITE:
+        message = messages.FAVOURITE_HERE
     looking = message in (messages.LOOKING, messages.FALLEN_BACK)
     if booking.stage is Stage.OPEN and online == 0 and looking:
         message = messages.NOBODY_ONLINE

@@ -9,13 +9,12 @@ live booking, and what changes afterwards is pushed.
 import asyncio
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from functools import partial
 from typing import Final, TypeVar, assert_never
 from uuid import UUID
 
 from msgspec import Struct
 
-from dispatch import favorites, frames, mechanics
+from dispatch import favorites, frames
 from dispatch.auth import Authenticator, Identity
 from dispatch.board import Board
 from dispatch.config import Config
@@ -26,6 +25,7 @@ from dispatch.fanout import Fanout
 from dispatch.gathering import Gathering
 from dispatch.hints import Entry
 from dispatch.hub import Hub, OnlineMechanic
+from dispatch.mechanics import Mechanics, Status, gone
 from dispatch.presence import PresenceRegistry
 from dispatch.protocol import (
     MAX_SERVER_FRAME_BYTES,
@@ -89,6 +89,7 @@ class Gateway:
         fanout: Fanout,
         dispatcher: Dispatcher,
         presence: PresenceRegistry,
+        mechanics: Mechanics,
         clock: Clock,
         authenticator: Authenticator,
         tasks: Tasks,
@@ -111,8 +112,8 @@ class Gateway:
         self._arrivals: Gathering[Arrivals] = Gathering(store.arrivals, "read-arrivals")
         self._customers: Gathering[_Customers] = Gathering(self._read_customers, "read-customers")
         # Reads of presence one after the other: whoever is told later is told what is newer.
-        self._statuses: Gathering[dict[UUID, mechanics.Status]] = Gathering(
-            partial(mechanics.statuses, store.pool, presence), "read-statuses"
+        self._statuses: Gathering[dict[UUID, Status]] = Gathering(
+            mechanics.statuses, "read-statuses"
         )
 
     def now(self) -> datetime:
@@ -376,7 +377,7 @@ class Gateway:
         if not self._hub.watchers_of(mechanic_id):
             return
         status = (await self._statuses.get(mechanic_id)).get(mechanic_id)
-        frame = mechanics.gone(mechanic_id) if status is None else status.frame()
+        frame = gone(mechanic_id) if status is None else status.frame()
         for socket in self._hub.watchers_of(mechanic_id):
             socket.send_frame(frame)
             if status is None:

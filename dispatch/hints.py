@@ -67,6 +67,12 @@ class PresenceChanged(Struct, frozen=True, tag="p"):
     at: datetime
 
 
+class DevicesChanged(Struct, frozen=True, tag="v"):
+    """A mechanic can be reached by web push now, or no longer."""
+
+    user_id: UUID
+
+
 class MechanicShared(Struct, frozen=True, tag="d"):
     """A mechanic has devices on more than one node: whoever counts her must name her."""
 
@@ -101,6 +107,7 @@ Hint = (
     | MechanicChanged
     | UserRevoked
     | PresenceChanged
+    | DevicesChanged
     | MechanicShared
     | Reach
     | Roster

@@ -5,14 +5,18 @@ right status, and what nobody foresaw becomes a 500 that says nothing and is log
 """
 
 import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from dispatch import exchange
+from dispatch.endpoints.area import Endpoint, Path
 from dispatch.endpoints.booking import Bookings
 from dispatch.endpoints.favorites import Favorites
 from dispatch.endpoints.mechanics import Mechanics
@@ -32,7 +36,7 @@ AREAS = (People, Bookings, Favorites, Sessions, Mechanics, Workshops, Push, Oper
 def create_app(node: Node, lifespan: Any) -> Starlette:
     """The Starlette application of a node."""
     app = Starlette(
-        routes=[route for area in AREAS for route in area(node).routes()],
+        routes=_routes(path for area in AREAS for path in area(node).paths()),
         lifespan=lifespan,
         exception_handlers={
             DispatchError: _typed_error,
@@ -42,6 +46,25 @@ def create_app(node: Node, lifespan: Any) -> Starlette:
     )
     app.router.redirect_slashes = False  # it would redirect to whatever Host the client named
     return app
+
+
+def _routes(paths: Iterable[Path]) -> list[Route]:
+    """One route a path, so that whoever asks with another method is told all that it has."""
+    by_path: defaultdict[str, dict[str, Endpoint]] = defaultdict(dict)
+    for method, path, endpoint in paths:
+        by_path[path][method] = endpoint
+    return [
+        Route(path, _by_method(endpoints), methods=list(endpoints))
+        for path, endpoints in by_path.items()
+    ]
+
+
+def _by_method(endpoints: Mapping[str, Endpoint]) -> Endpoint:
+    async def endpoint(request: Request) -> Response:
+        method = "GET" if request.method == "HEAD" else request.method
+        return await endpoints[method](request)
+
+    return endpoint
 
 
 async def _typed_error(request: Request, error: Exception) -> Response:

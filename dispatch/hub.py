@@ -2,11 +2,9 @@
 
 One job: find the sockets of a user, and keep beside each online mechanic what routing must know of
 her and which cards she is shown. Bytes are prepared once and written to many; a socket bounds its
-own outbox. No I/O of its own; decides nothing but whose turn
-it is to be written to first. Imports `core`, `protocol` and nothing else of ours.
+own outbox. No I/O of its own, no decisions; imports `core`, `protocol` and nothing else of ours.
 """
 
-import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from datetime import datetime
@@ -111,15 +109,9 @@ class Hub:
         """The mechanic, if she has a socket here."""
         return self._mechanics.get(mechanic_id)
 
-    def mechanics_in_turn(self) -> list[OnlineMechanic]:
-        """Everyone who has a socket here, beginning each time with another one.
-
-        Whoever is written to first has a head start, so that nobody is first by accident, or
-        because she connected early: the beginning is drawn anew for every broadcast.
-        """
-        everyone = list(self._mechanics.values())
-        begin = random.randrange(len(everyone)) if everyone else 0
-        return everyone[begin:] + everyone[:begin]
+    def mechanics(self) -> list[OnlineMechanic]:
+        """Everyone who has a socket here, in the order of coming."""
+        return list(self._mechanics.values())
 
     def share(self, mechanic_id: UUID) -> None:
         """The mechanic, if she is here, has a device on another node too."""
@@ -167,6 +159,10 @@ class Hub:
     def watchers_of(self, mechanic_id: UUID) -> tuple[Socket, ...]:
         """Who wants to know about this mechanic."""
         return tuple(self._watchers.get(mechanic_id, ()))
+
+    def watched(self) -> list[UUID]:
+        """Every mechanic whom somebody here watches."""
+        return list(self._watchers)
 
     def watched_by(self, socket: Socket) -> int:
         """How many mechanics the socket watches."""

@@ -1,4 +1,4 @@
-"""Whether a mechanic is there: her row and her presence as one answer.
+"""Whether mechanics are there: their rows and their presence as one answer.
 
 One job: what `GET /api/mechanics/{id}/status` and `mechanic.watch` tell. Imports `people` and
 `presence`.
@@ -41,34 +41,40 @@ class Status(Struct, frozen=True, kw_only=True):
         )
 
 
-async def status(pool: Pool, presence: PresenceRegistry, mechanic_id: UUID) -> Status:
-    """The status of a mechanic; `NotFound("mechanic_gone")` for a deleted or unknown one (F2)."""
-    found = await statuses(pool, presence, [mechanic_id])
-    if mechanic_id not in found:
-        raise NotFound("this mechanic is gone", code="mechanic_gone")
-    return found[mechanic_id]
+class Mechanics:
+    """Whoever may be asked about."""
 
+    def __init__(self, pool: Pool, presence: PresenceRegistry, web_push: bool) -> None:
+        """`web_push`: whether devices are told without a connection (N3)."""
+        self._pool = pool
+        self._presence = presence
+        self._web_push = web_push
 
-async def statuses(
-    pool: Pool, presence: PresenceRegistry, mechanic_ids: Sequence[UUID]
-) -> dict[UUID, Status]:
-    """The statuses of these mechanics by their ids, without those who are gone.
+    async def status(self, mechanic_id: UUID) -> Status:
+        """One of them; `NotFound("mechanic_gone")` for a deleted or unknown one (F2)."""
+        found = await self.statuses([mechanic_id])
+        if mechanic_id not in found:
+            raise NotFound("this mechanic is gone", code="mechanic_gone")
+        return found[mechanic_id]
 
-    One query and one look-up of presence, however many are asked about.
-    """
-    facts = await people.mechanic_statuses(pool, mechanic_ids)
-    known = await presence.look_up(list(facts))
-    return {
-        mechanic_id: Status(
-            mechanic_id=mechanic_id,
-            name=fact.name,
-            presence=known[mechanic_id].presence,
-            available=fact.available,
-            reachable_by_push=presence.web_push and fact.has_device,
-            last_seen=known[mechanic_id].last_seen or fact.last_seen,
-        )
-        for mechanic_id, fact in facts.items()
-    }
+    async def statuses(self, mechanic_ids: Sequence[UUID]) -> dict[UUID, Status]:
+        """The statuses of these mechanics by their ids, without those who are gone.
+
+        One query and one look-up of presence, however many are asked about.
+        """
+        facts = await people.mechanic_statuses(self._pool, mechanic_ids)
+        known = await self._presence.look_up(list(facts))
+        return {
+            mechanic_id: Status(
+                mechanic_id=mechanic_id,
+                name=fact.name,
+                presence=known[mechanic_id].presence,
+                available=fact.available,
+                reachable_by_push=self._web_push and fact.has_device,
+                last_seen=known[mechanic_id].last_seen or fact.last_seen,
+            )
+            for mechanic_id, fact in facts.items()
+        }
 
 
 def gone(mechanic_id: UUID) -> MechanicPresence:

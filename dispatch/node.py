@@ -31,6 +31,7 @@ from dispatch.fanout import Fanout
 from dispatch.gateway import Gateway
 from dispatch.hints import (
     BookingChanged,
+    DevicesChanged,
     Hint,
     MechanicChanged,
     MechanicShared,
@@ -41,6 +42,7 @@ from dispatch.hints import (
     UserRevoked,
 )
 from dispatch.hub import Hub
+from dispatch.mechanics import Mechanics
 from dispatch.metrics import Metrics
 from dispatch.namespace import namespace
 from dispatch.outbox import Deliver, Outbox
@@ -58,7 +60,7 @@ log = logging.getLogger(__name__)
 
 OVERDUE_BATCH: Final = 100
 COUNTS_SECONDS: Final = 0.05
-ROSTER_REPEAT_SECONDS: Final = 5.0
+ROSTER_REPEAT_SECONDS: Final = 2.0
 CLOCK_SECONDS: Final = 10.0
 DEGRADED_RECONCILE_SECONDS: Final = 0.5
 READY_SECONDS: Final = 1.0
@@ -115,6 +117,7 @@ class Node:
             capacity=config.mechanic_capacity,
         )
         self.web_push = WebPush.of(config)
+        self.mechanics = Mechanics(pool, self.presence, web_push=self.web_push is not None)
         deliver: dict[str, Deliver] = {"refund": partial(payments.deliver_refund, pool, stripe)}
         if self.web_push is not None:
             capacity = config.mechanic_capacity
@@ -147,6 +150,7 @@ class Node:
             self.fanout,
             self.dispatcher,
             self.presence,
+            self.mechanics,
             self.clock,
             self.authenticator,
             self.tasks,
@@ -241,7 +245,7 @@ class Node:
                     self.fanout.warn(entry_here)
             case MechanicChanged(candidate, changed_at):
                 self._mechanic_changed(candidate, changed_at)
-            case PresenceChanged(user_id):
+            case PresenceChanged(user_id) | DevicesChanged(user_id):
                 self._tell_watchers(user_id)
             case MechanicShared(user_id):
                 self.hub.share(user_id)
@@ -282,6 +286,11 @@ class Node:
     def _presence_changed(self, changed: PresenceChanged) -> None:
         self.bus.publish(changed)
         self._tell_watchers(changed.user_id)
+
+    def devices_changed(self, mechanic_id: UUID) -> None:
+        """She can be reached by web push now, or no longer: whoever watches her is told."""
+        self.bus.publish(DevicesChanged(mechanic_id))
+        self._tell_watchers(mechanic_id)
 
     def _mechanic_shared(self, mechanic_id: UUID) -> None:
         self.hub.share(mechanic_id)
@@ -363,8 +372,10 @@ class Node:
         await self.dispatcher.fire(request_id)
 
     async def _counts_loop(self) -> None:
-        """Tells the others who is ready here, and customers how many were notified."""
+        """Tells the others who is ready here, customers how many were notified, and whoever watches
+        a mechanic when it becomes unknown who is here, and when it is known again."""
         last, said_at = None, 0.0
+        doubtful = self.presence.degraded
         while True:
             await asyncio.sleep(COUNTS_SECONDS)
             now = time.monotonic()
@@ -377,6 +388,10 @@ class Node:
             if self.audience.forget_silent_nodes(now):
                 self.fanout.all_counts_changed()
             self.fanout.flush_counts()
+            if self.presence.degraded != doubtful:
+                doubtful = self.presence.degraded
+                for mechanic_id in self.hub.watched():  # it is unknown now, or known again
+                    self._tell_watchers(mechanic_id)
 
     async def _clock_loop(self) -> None:
         while True:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Any, Final
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 _SQL: Final = queries.load("payments")
 
 LOOK_SECONDS: Final = 1.0
+FORGET_SECONDS: Final = 600.0
 CONCURRENCY: Final = 4  # of a kind. Half of the pool: people come first
 # Three attempts of Stripe's client and its pauses, all hanging; the lease outlasts it.
 DELIVERY_SECONDS: Final = 90.0
@@ -73,9 +75,13 @@ class Outbox:
 
     async def run(self) -> None:
         """Delivers what is due, until cancelled. What is under way then stays leased."""
+        forget_at = time.monotonic()
         async with asyncio.TaskGroup() as deliveries:
             while True:
                 self._woken.clear()
+                if time.monotonic() >= forget_at:
+                    forget_at = time.monotonic() + FORGET_SECONDS
+                    await self._forget()
                 for effect in await self._claim():
                     self._free[effect.kind] -= 1
                     deliveries.create_task(self._attempt(effect), name=effect.idempotency_key)
@@ -96,6 +102,14 @@ class Outbox:
         except Unavailable as error:  # what was claimed before it is delivered all the same
             self._note_away(error)
         return [_effect(row) for row in claimed]
+
+    async def _forget(self) -> None:
+        """Notifications that are settled for a day; money is kept."""
+        try:
+            async with unavailable_when_lost():
+                await self._pool.execute(_SQL["forget"])
+        except Unavailable as error:
+            self._note_away(error)
 
     async def _attempt(self, effect: Effect) -> None:
         try:

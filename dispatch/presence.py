@@ -112,7 +112,6 @@ class PresenceRegistry:
         self._node_id = node_id
         self._changed = changed
         self._shared = shared
-        self.web_push: Final = config.web_push  # whether devices are told without a connection (N3)
         self._grace_seconds = config.presence_grace_seconds
         self._lease_seconds = config.node_lease_seconds
         self._beat_seconds = config.node_lease_seconds / BEATS_PER_LEASE

@@ -86,10 +86,13 @@ class DecisionBatch(Struct, kw_only=True):
     excluded_reasons: list[str]
     seen_mechanic_ids: list[UUID]
     seen_ms: list[int]
+    lost_mechanic_ids: list[UUID]
+    lost_ms: list[int]
 
     def size(self) -> int:
-        """How many mechanics it names."""
-        return len(self.mechanic_ids) + len(self.excluded_ids) + len(self.seen_mechanic_ids)
+        """How many times it names a mechanic."""
+        named = (self.mechanic_ids, self.excluded_ids, self.seen_mechanic_ids)
+        return sum(map(len, named)) + len(self.lost_mechanic_ids)
 
 
 class Receipt(Struct, frozen=True):

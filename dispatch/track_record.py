@@ -17,20 +17,18 @@ _SQL: Final = queries.load("track_record")
 
 
 class Answers(Struct, frozen=True, kw_only=True):
-    """What she answered, in rounds.
-
-    Where a node knew that somebody else had won, it answered "taken" by itself, and that is not on
-    record: `lost` tells at least so many.
-    """
+    """What she answered, in rounds."""
 
     won: int
     declined: int
     lost: dict[str, int]
 
 
-async def answers(connection: Connection, mechanic_id: UUID, since: datetime) -> Answers:
-    """Her answers after `since`."""
-    rows = await connection.fetch(_SQL["answers"], mechanic_id, since)
+async def answers(
+    connection: Connection, mechanic_id: UUID, since: datetime, trail_since: datetime
+) -> Answers:
+    """Her answers after `since`; of those that nodes gave by themselves, after `trail_since`."""
+    rows = await connection.fetch(_SQL["answers"], mechanic_id, since, trail_since)
     rounds = {(row["kind"], row["reason"]): row["rounds"] for row in rows}
     return Answers(
         won=rounds.get(("won", None), 0),

@@ -175,7 +175,7 @@ async def _lately(pool: Pool, mechanic_id: UUID, since: datetime) -> Lately:
     async with unavailable_when_lost(), pool.acquire() as connection:
         offers_since = await track_record.reach(connection, since, MAX_DECISIONS, MAX_BYTES)
         offers = await connection.fetchrow(_SQL["offers"], mechanic_id, offers_since)
-        answers = await track_record.answers(connection, mechanic_id, since)
+        answers = await track_record.answers(connection, mechanic_id, since, offers_since)
     assert offers is not None
     return Lately(
         since=timestamp(since),

@@ -7,6 +7,7 @@ SCHEDULED: Final = "Your booking is confirmed. It opens at the start of your slo
 ASKING_FAVOURITE: Final = "We are asking your favourite mechanic."
 FAVOURITE_SAW: Final = "Your favourite mechanic is looking at your request."
 WAITING_FOR_FAVOURITE: Final = "We let you know as soon as your favourite mechanic is here."
+FAVOURITE_HERE: Final = "Your favourite mechanic is here. We are asking them."
 ASKING_WORKSHOP: Final = "We are asking your workshop first."
 LOOKING: Final = "We are looking for a mechanic."
 FALLEN_BACK: Final = "Your favourite mechanic cannot take it now. We are asking everyone."

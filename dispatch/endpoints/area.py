@@ -8,7 +8,6 @@ from uuid import UUID
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from dispatch import frames, handshake, sessions
 from dispatch.auth import Identity
@@ -32,10 +31,6 @@ class Area(ABC):
     @abstractmethod
     def paths(self) -> list[Path]:
         """Every path of the area."""
-
-    def routes(self) -> list[Route]:
-        """The same for Starlette."""
-        return [Route(path, endpoint, methods=[method]) for method, path, endpoint in self.paths()]
 
     async def caller(self, request: Request, *roles: Role) -> Identity:
         """Who asks; 401 without a good token, 403 in another role."""

@@ -45,7 +45,7 @@ class Favorites(Area):
         node = self.node
         listing = await favorites.listing(
             node.pool,
-            node.presence,
+            node.mechanics,
             caller.user_id,
             limit=page.limit,
             offset=page.offset,

@@ -6,7 +6,7 @@ from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dispatch import mechanics, people
+from dispatch import people
 from dispatch.auth import Identity
 from dispatch.core.types import Role
 from dispatch.endpoints.area import Area, Path
@@ -79,5 +79,5 @@ class People(Area):
             mechanic_id = path_id(request)
         except NotFound:
             raise NotFound("this mechanic is gone", code="mechanic_gone") from None
-        status = await mechanics.status(self.node.pool, self.node.presence, mechanic_id)
+        status = await self.node.mechanics.status(mechanic_id)
         return ok({**fields(status.frame()), "name": status.name})

@@ -49,6 +49,7 @@ class Push(Area):
         if not self._rate.take(caller.user_id, time.monotonic()):
             raise RateLimited("too many subscriptions; try again in a minute")
         device, is_new = await push.subscribe(self.node.pool, guard, caller.user_id, form)
+        self.node.devices_changed(caller.user_id)
         return ok(device, status=201 if is_new else 200)
 
     async def unsubscribe(self, request: Request) -> Response:
@@ -56,6 +57,7 @@ class Push(Area):
         caller = await self.caller(request, Role.MECHANIC)
         self._web_push()
         await push.unsubscribe(self.node.pool, caller.user_id, path_id(request))
+        self.node.devices_changed(caller.user_id)
         return ok()
 
     def _web_push(self) -> WebPush:

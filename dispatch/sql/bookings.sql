@@ -140,8 +140,8 @@ UPDATE mechanics SET available = $2 WHERE id = $1
 -- One batch of the audit trail.
 INSERT INTO routing_decisions (request_id, generation, stage, node_id, batch, strategy, at, considered,
                                mechanic_ids, scores, sent_ms, excluded_ids, excluded_reasons,
-                               seen_mechanic_ids, seen_ms)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+                               seen_mechanic_ids, seen_ms, lost_mechanic_ids, lost_ms)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
 
 -- name: write_receipt
 -- When a booking was heard of, and committed; the first word counts.

@@ -40,6 +40,13 @@ SELECT d.generation, s.mechanic_id, min(d.at + s.ms * interval '1 ms') AS at
  CROSS JOIN LATERAL unnest(d.seen_mechanic_ids, d.seen_ms) AS s (mechanic_id, ms)
  WHERE d.request_id = $1 GROUP BY d.generation, s.mechanic_id
 
+-- name: lost
+-- Who was told by her node that somebody else has it, and when last.
+SELECT d.generation, l.mechanic_id, max(d.at + l.ms * interval '1 ms') AS at
+  FROM routing_decisions d
+ CROSS JOIN LATERAL unnest(d.lost_mechanic_ids, d.lost_ms) AS l (mechanic_id, ms)
+ WHERE d.request_id = $1 GROUP BY d.generation, l.mechanic_id
+
 -- name: excluded
 -- Who was connected and not asked, and why.
 SELECT DISTINCT d.generation, d.stage, x.mechanic_id, x.reason

@@ -125,3 +125,9 @@ UPDATE outbox SET next_try_at = dispatch_now() + $3, last_error = $4
 -- For a person to look at.
 UPDATE outbox SET failed_at = dispatch_now(), last_error = $3
  WHERE id = $1 AND attempts = $2 AND done_at IS NULL
+
+-- name: forget
+-- Notifications that were settled a day ago; their keys have kept them from being sent twice.
+DELETE FROM outbox
+ WHERE kind = 'push' AND next_try_at < dispatch_now() - interval '1 day'
+   AND (done_at IS NOT NULL OR failed_at IS NOT NULL)

@@ -12,12 +12,16 @@ SELECT coalesce(max(at) FILTER (WHERE rows > $2 OR bytes > $3), $1)
         WINDOW newest AS (ORDER BY at DESC ROWS UNBOUNDED PRECEDING)) sized
 
 -- name: answers
--- Mechanic, since when: what she answered and what came of it, by rounds; one row a kind. Where a
--- node knew that somebody else had won, it told her so by itself: of such losses there is no row.
-SELECT verdict AS kind, reason, count(DISTINCT offer_id) AS rounds
-  FROM accepts WHERE mechanic_id = $1 AND at > $2
- GROUP BY verdict, reason
-UNION ALL
-SELECT 'declined', NULL, count(*)
-  FROM offers WHERE mechanic_id = $1 AND status = 'declined' AND answered_at > $2
+-- Mechanic, since when, since when in the trail: what she answered and what came of it, by rounds; one
+-- row a kind. Where a node knew that somebody else had won, it told her so by itself, and noted it.
+SELECT kind, reason, count(DISTINCT (request_id, generation)) AS rounds
+  FROM (SELECT verdict AS kind, reason, request_id, generation
+          FROM accepts WHERE mechanic_id = $1 AND at > $2
+         UNION ALL
+        SELECT 'lost', 'taken', request_id, generation
+          FROM routing_decisions WHERE at > $3 AND $1 = ANY (lost_mechanic_ids)
+         UNION ALL
+        SELECT 'declined', NULL, request_id, generation
+          FROM offers WHERE mechanic_id = $1 AND status = 'declined' AND answered_at > $2) told
+ GROUP BY kind, reason
  ORDER BY kind, rounds DESC, reason

@@ -53,6 +53,7 @@ ALL = frozenset({"customer", "mechanic", "workshop", "admin"})
 CUSTOMER = frozenset({"customer"})
 PARTICIPANTS = frozenset({"customer", "mechanic"})
 ADMIN = frozenset({"admin"})
+MECHANIC = frozenset({"mechanic"})
 
 # What each endpoint says to those who may: there is no such id, or the body is not complete.
 GUARDED: list[tuple[str, str, Any, frozenset[str], int]] = [
@@ -69,12 +70,19 @@ GUARDED: list[tuple[str, str, Any, frozenset[str], int]] = [
     ("POST", "/api/sessions/{id}/join", None, PARTICIPANTS, 404),
     ("POST", "/api/admin/sessions/join", {}, PARTICIPANTS, 400),
     ("POST", "/api/sessions/{id}/end", None, PARTICIPANTS, 404),
+    ("GET", "/api/customer/favorites", None, CUSTOMER, 200),
+    ("POST", "/api/customer/favorites", {}, CUSTOMER, 400),
+    ("DELETE", "/api/customer/favorites/{id}", None, CUSTOMER, 404),
+    ("POST", "/api/customer/rebook", {}, CUSTOMER, 400),
+    ("GET", "/api/mechanic/why-no-offers", None, MECHANIC, 200),
     ("GET", "/api/admin/requests/{id}/explain", None, ADMIN, 404),
+    ("GET", "/api/admin/mechanics/{id}/fairness", None, ADMIN, 404),
 ]
 OPEN: list[tuple[str, str, Any, int]] = [
     ("POST", "/api/auth/login", {}, 400),
     ("POST", "/api/customer/signup", {}, 400),
     ("POST", "/api/stripe/webhook", {}, 400),
+    ("GET", "/api/workshops/directory", None, 200),
     ("GET", "/healthz", None, 200),
     ("GET", "/readyz", None, 200),
 ]
@@ -450,7 +458,8 @@ METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", 
 
 def test_another_method_is_refused_and_told_which_there_are(attacker: Attacker) -> None:
     for allowed, path in ENDPOINTS:
-        taken = {"GET", "HEAD"} if allowed == "GET" else {allowed}
+        taken = {method for method, other in ENDPOINTS if other == path}
+        taken |= {"HEAD"} if "GET" in taken else set()
         override = ((b"X-HTTP-Method-Override", allowed.encode()),)
         for method in set(METHODS) - taken:
             target = path.format(id=new_id())

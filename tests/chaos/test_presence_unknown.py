@@ -123,3 +123,23 @@ async def test_a_workshop_nobody_knows_of_has_its_head_start(city: City, outage:
     assert not rival.heard_of(booking.request_id)
     preferred = await city.mechanic(workshop=2)
     assert (await preferred.offered(booking))["stage"] == "preferred"
+
+
+async def test_a_watcher_is_told_that_it_is_unknown_and_then_what_it_is(
+    city: City, redis: OwnRedis
+) -> None:
+    here, there = sorted(city.town.nodes())
+    ann, mechanic = await city.customer(online=False), await city.mechanic(online=False)
+    await ann.connect_to(here)
+    await mechanic.connect_to(there)
+    await city.is_online(mechanic, ann)
+    await ann.device.ask("mechanic.watch", mechanic_id=mechanic.id)
+
+    redis.kill()
+    await eventually(lambda: _says(city, "redis"))
+    try:
+        await ann.device.expect("mechanic.presence", mechanic_id=mechanic.id, presence="unknown")
+    finally:
+        redis.start()
+        await eventually(lambda: _says(city, None))
+    await ann.device.expect("mechanic.presence", nth=2, mechanic_id=mechanic.id, presence="online")

@@ -195,6 +195,29 @@ async def test_a_record_that_was_lost_with_a_node_is_shown_as_unknown(
     assert told.waterfall[2].at is None
 
 
+async def test_who_lost_is_told_of_whoever_judged_it(
+    living: LivingNode, connection: Connection
+) -> None:
+    anna, ben = await add_mechanic(connection), await add_mechanic(connection)
+    async with living.client(anna, "mechanic") as first, living.client(ben, "mechanic") as second:
+        booking = await opened(living, connection)
+        card = await second.until("offer")
+        await win(first)
+        await second.until("offer.revoked")
+        await second.send("offer.accept", offer_id=card["offer_id"], accept_id=uuid4())
+        assert (await second.until("offer.lost"))["reason"] == "taken"
+        judged = await connection.fetchval("SELECT count(*) FROM accepts")
+
+        told = await told_of(living, booking)
+
+    assert judged == 1  # the second was answered from the board
+    story = by_id(told)
+    assert (story[ben].answer, story[ben].reason) == ("lost", "taken")
+    assert story[ben].answered_at is not None
+    (stage,) = told.stages
+    assert (stage.written, stage.considered) == (2, 2)
+
+
 async def test_thousands_of_candidates_are_told_in_parts(
     living: LivingNode, connection: Connection
 ) -> None:

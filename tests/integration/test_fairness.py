@@ -12,12 +12,20 @@ import msgspec
 import pytest
 
 from dispatch import cli, fairness
+from dispatch.audience import Audience
+from dispatch.audit import Audit
+from dispatch.board import Board
 from dispatch.config import Config
-from dispatch.core.types import Booking, Role
+from dispatch.core.types import Booking, Role, Stage
 from dispatch.database import Connection, Pool
 from dispatch.fairness import explain_mechanic
+from dispatch.fanout import Fanout, in_turn
+from dispatch.hints import Display, Entry
 from dispatch.hub import Hub
+from dispatch.metrics import Metrics
 from dispatch.protocol import timestamp
+from dispatch.store import Store
+from dispatch.waterfall import Waterfall
 from tests.integration.living import living_node
 from tests.integration.rows import (
     add_customer,
@@ -367,21 +375,58 @@ def seeded() -> Iterator[None]:
 
 @pytest.mark.usefixtures("seeded")
 def test_everyone_is_written_to_first_and_at_every_place_equally_often() -> None:
-    hub, order = Hub(), list[UUID]()
-    everyone, broadcasts = [uuid4() for _ in range(20)], 4000
-    for mechanic_id in everyone:
-        receiver = Receiver(mechanic_id, order)
-        hub.add_mechanic(receiver, builders.candidate(mechanic_id), builders.T0)
+    everyone, broadcasts = list(range(20)), 4000
 
-    for _ in range(broadcasts):
-        for mechanic in hub.mechanics_in_turn():
-            mechanic.offer(b"card", uuid4(), uuid4())
+    orders = [in_turn(everyone) for _ in range(broadcasts)]
 
-    assert len(order) == broadcasts * len(everyone)
-    for place in range(len(everyone)):
-        counts = Counter(order[place :: len(everyone)])
+    assert all(sorted(order) == everyone for order in orders)
+    for place in everyone:
+        counts = Counter(order[place] for order in orders)
         # 19 degrees of freedom: it is 60 or more once in 200,000 times.
         assert chi_square(list(counts.values()), len(everyone)) < 60
+    assert in_turn([]) == []
+
+
+@pytest.mark.usefixtures("seeded")
+def test_who_stands_behind_those_who_may_not_have_it_is_not_first_more_often(
+    store: Store,
+) -> None:
+    hub, order = Hub(), list[UUID]()
+    node_id, broadcasts = uuid4(), 3000
+    audit = Audit(store, node_id, lambda: builders.T0, Waterfall(Metrics(node_id)))
+    fanout = Fanout(
+        hub,
+        Board(),
+        Audience(node_id, hub.elsewhere),
+        audit,
+        now=lambda: builders.T0,
+        publish=lambda hint: None,
+        capacity=1,
+    )
+    for number in range(40):  # ten who may have it, thirty who may not, in one run
+        mechanic_id = uuid4()
+        facts = builders.candidate(mechanic_id, available=number < 10)
+        hub.add_mechanic(Receiver(mechanic_id, order), facts, builders.T0)
+
+    for _ in range(broadcasts):
+        fanout.apply(entry_of(builders.booking(stage=Stage.OPEN)))
+
+    assert len(order) == broadcasts * 10
+    counts = Counter(order[::10])
+    # 9 degrees of freedom: it is 45 or more once in a million times.
+    assert chi_square(list(counts.values()), 10) < 45
+
+
+def entry_of(booking: Booking) -> Entry:
+    display = Display(
+        customer_name="Kim",
+        vehicle=None,
+        concern=None,
+        mechanic_name=None,
+        mechanic_workshop_id=None,
+        mechanic_rating=None,
+    )
+    return Entry(booking=booking, display=display, paid=False)
 
 
 async def test_over_real_sockets_nobody_is_first_more_often_than_chance_has_it(

@@ -369,7 +369,7 @@ async def list_favorites(
     node: Node, customer_id: UUID, limit: int = 100, offset: int = 0
 ) -> favorites.Listing:
     return await favorites.listing(
-        node.pool, node.presence, customer_id, limit=limit, offset=offset, capacity=1
+        node.pool, node.mechanics, customer_id, limit=limit, offset=offset, capacity=1
     )
 
 

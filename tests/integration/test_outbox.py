@@ -102,6 +102,10 @@ class Courier:
         self.delivered.append(payload["number"])
 
 
+def has_delivered(courier: Courier) -> bool:
+    return bool(courier.delivered)
+
+
 # --- delivering -----------------------------------------------------------------------------------
 
 
@@ -558,3 +562,24 @@ async def test_a_payment_that_was_paid_by_hand_back_is_not_refunded_twice(till: 
         await eventually(lambda: is_refunded(till, payment_id))
 
     assert len(await till.refunds()) == 1
+
+
+async def test_settled_notifications_are_forgotten_after_a_day_and_money_is_not(
+    config: Config, pool: Pool
+) -> None:
+    await put(pool, 1, kind="push")
+    await put(pool, 2, kind="refund")
+    await put(pool, 3, kind="push")
+    await pool.execute("UPDATE outbox SET done_at = dispatch_now() WHERE id <= 2")
+
+    kept = []
+    for number, hours in ((4, 23.0), (5, 25.0)):  # what is delivered comes after what is forgotten
+        courier = Courier()
+        async with later(config, hours * 3600) as pool_then:
+            await put(pool_then, number)
+            async with running(Outbox(pool_then, {"refund": courier})):
+                await eventually(partial(has_delivered, courier))
+        rows = await pool.fetch("SELECT idempotency_key AS key FROM outbox WHERE id <= 3")
+        kept.append({row["key"] for row in rows})
+
+    assert kept == [{"effect-1", "effect-2", "effect-3"}, {"effect-2", "effect-3"}]

@@ -87,7 +87,7 @@ class Place:
         """So many mechanics are known to be here, to presence and to the node's own counts."""
         node = self.living.node
         await eventually(lambda: node.audience.online(a_booking()) == ready)
-        for mechanic in node.hub.mechanics_in_turn():
+        for mechanic in node.hub.mechanics():
             while not await self._is_online(mechanic.candidate.mechanic_id):
                 pass
 

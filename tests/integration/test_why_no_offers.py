@@ -254,11 +254,13 @@ async def test_answers_are_counted_by_rounds_and_by_what_came_of_them(
     await declined(connection, bookings[4], mechanic, now)
     await declined(connection, bookings[5], mechanic, yesterday)
     await declined(connection, bookings[5], other, now)
+    for booking in bookings[2:4]:  # of these her node knew, once more and for the first time
+        await decided(connection, booking, now, lost={mechanic: 5, other: 6})
 
     lately = (await ask(living, mechanic))["lately"]
 
     assert (lately["accepted"], lately["declined"]) == (1, 1)
-    assert lately["lost"] == {"taken": 2, "busy": 1}
+    assert lately["lost"] == {"taken": 3, "busy": 1}
 
 
 @pytest.mark.parametrize(("bound", "value"), [("MAX_DECISIONS", 2), ("MAX_BYTES", 120)])

@@ -21,17 +21,19 @@ async def decided(
     sent: Mapping[UUID, int] | None = None,
     seen: Mapping[UUID, int] | None = None,
     excluded: Mapping[UUID, str] | None = None,
+    lost: Mapping[UUID, int] | None = None,
     stage: str = "open",
     generation: int = 1,
     node_id: UUID = NODE,
 ) -> None:
-    """One row of a node: whom it sent the booking and who saw it, so many ms after `at`."""
-    sent, seen, excluded = sent or {}, seen or {}, excluded or {}
+    """One row of a node: whom it sent the booking, who saw it and whom it told by itself that
+    somebody else has it, so many ms after `at`."""
+    sent, seen, excluded, lost = sent or {}, seen or {}, excluded or {}, lost or {}
     await connection.execute(
         "INSERT INTO routing_decisions (request_id, generation, stage, node_id, batch, strategy,"
         " at, considered, mechanic_ids, scores, sent_ms, excluded_ids, excluded_reasons,"
-        " seen_mechanic_ids, seen_ms)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+        " seen_mechanic_ids, seen_ms, lost_mechanic_ids, lost_ms)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
         booking.request_id,
         generation,
         stage,
@@ -47,6 +49,8 @@ async def decided(
         list(excluded.values()),
         list(seen),
         list(seen.values()),
+        list(lost),
+        list(lost.values()),
     )
 
 
