@@ -159,6 +159,7 @@ class Node:
         self._facts_since: datetime | None = None
         self._changes_told: dict[UUID, datetime] = {}  # of mechanics, as far as they are read again
         self._postgres_lost = False
+        self._doubtful = True  # whether presence was unknown when watchers were told of it last
         self._watch_gauges()
 
     @classmethod
@@ -372,10 +373,8 @@ class Node:
         await self.dispatcher.fire(request_id)
 
     async def _counts_loop(self) -> None:
-        """Tells the others who is ready here, customers how many were notified, and whoever watches
-        a mechanic when it becomes unknown who is here, and when it is known again."""
+        """Tells the others who is ready here, and customers how many were notified."""
         last, said_at = None, 0.0
-        doubtful = self.presence.degraded
         while True:
             await asyncio.sleep(COUNTS_SECONDS)
             now = time.monotonic()
@@ -388,10 +387,14 @@ class Node:
             if self.audience.forget_silent_nodes(now):
                 self.fanout.all_counts_changed()
             self.fanout.flush_counts()
-            if self.presence.degraded != doubtful:
-                doubtful = self.presence.degraded
-                for mechanic_id in self.hub.watched():  # it is unknown now, or known again
-                    self._tell_watchers(mechanic_id)
+            self._tell_of_doubt()
+
+    def _tell_of_doubt(self) -> None:
+        """Whoever watches a mechanic hears when it becomes unknown who is here, or known again."""
+        if self.presence.degraded != self._doubtful:
+            self._doubtful = self.presence.degraded
+            for mechanic_id in self.hub.watched():
+                self._tell_watchers(mechanic_id)
 
     async def _clock_loop(self) -> None:
         while True:

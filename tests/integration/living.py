@@ -148,7 +148,7 @@ async def two_nodes(config: Config) -> AsyncIterator[tuple[LivingNode, LivingNod
 
 
 def _is_whole(living: LivingNode) -> bool:
-    return living.node.degraded() == []
+    return living.node.degraded() == [] and not living.node._doubtful
 
 
 async def pass_time(database_url: str, seconds: float, *nodes: LivingNode) -> None:

@@ -40,7 +40,7 @@ async def living_nodes(
             yield nodes
         return
     async with living_node(config) as living:
-        await eventually(lambda: living.node.degraded() == [])
+        await eventually(lambda: living.node.degraded() == [] and not living.node._doubtful)
         yield living, living
 
 
