@@ -66,6 +66,11 @@ class Audience:
         generation, asked = self._asked_here.get(booking.request_id, (0, set()))
         return frozenset(asked) if generation == booking.generation else frozenset()
 
+    def was_asked(self, booking: Booking, mechanic_id: UUID) -> bool:
+        """Whether this node has asked her in the booking's round."""
+        generation, asked = self._asked_here.get(booking.request_id, (0, set()))
+        return generation == booking.generation and mechanic_id in asked
+
     def hear_reach(self, reach: Reach) -> None:
         """Takes one node's count for one round."""
         nodes = self._reaches.get(reach.request_id, {})

@@ -50,7 +50,8 @@ class Audit:
         excluded: list[tuple[UUID, str]],
         at: datetime,
     ) -> None:
-        """One look at `count` connected mechanics: who was written an offer at `at`, who was not.
+        """One look at connected mechanics, at `count` of them for the first time: who was written
+        an offer at `at`, and who was not.
 
         A broadcast to thousands costs as much as one to few, until the rows are written.
         """

@@ -86,16 +86,19 @@ class Unasked(Struct, frozen=True, kw_only=True):
 
 
 class StageStory(Struct, frozen=True, kw_only=True):
-    """What all nodes together did in one stage of a round."""
+    """What all nodes together did in one stage of a round.
+
+    `considered` mechanics were connected; `sent` and `excluded` are how many of those who are on
+    record were sent a card, and were ruled out.
+    """
 
     generation: int
     stage: str
     at: datetime
     nodes: int
     considered: int
-    written: int
+    sent: int
     excluded: int
-    seen: int
     unasked: list[Unasked]
 
 
@@ -282,16 +285,27 @@ def _interest(story: CandidateStory) -> tuple[Any, ...]:
 def _stages(
     booking: Booking, records: _Records, candidates: Iterable[CandidateStory]
 ) -> Iterator[StageStory]:
-    on_record: defaultdict[tuple[int, str], set[UUID]] = defaultdict(set)
+    sent: defaultdict[tuple[int, str], set[UUID]] = defaultdict(set)
+    excluded: defaultdict[tuple[int, str], set[UUID]] = defaultdict(set)
     for story in candidates:
-        stages = [sent.stage for sent in story.sent] + [each.stage for each in story.not_asked]
-        for stage in stages:
-            on_record[story.generation, stage].add(story.mechanic_id)
+        for card in story.sent:
+            sent[story.generation, card.stage].add(story.mechanic_id)
+        for ruled_out in story.not_asked:
+            excluded[story.generation, ruled_out.stage].add(story.mechanic_id)
     for row in records.stages:
-        known = on_record[row["generation"], row["stage"]]
+        stage = (row["generation"], row["stage"])
+        known = sent[stage] | excluded[stage]
         others = [each for each in records.everybody if each["mechanic_id"] not in known]
-        fields = {name: row[name] for name in StageStory.__struct_fields__ if name != "unasked"}
-        yield StageStory(**fields, unasked=_unasked(booking, Stage(row["stage"]), others))
+        yield StageStory(
+            generation=row["generation"],
+            stage=row["stage"],
+            at=row["at"],
+            nodes=row["nodes"],
+            considered=row["considered"],
+            sent=len(sent[stage]),
+            excluded=len(excluded[stage]),
+            unasked=_unasked(booking, Stage(row["stage"]), others),
+        )
 
 
 def _unasked(booking: Booking, stage: Stage, others: Rows) -> list[Unasked]:

@@ -62,7 +62,7 @@ def _lines(told: Explanation) -> Iterator[str]:
 def _stage(each: StageStory) -> Iterator[str]:
     yield (
         f"  stage {each.stage} from {_clock(each.at)}: {each.considered} connected on "
-        f"{each.nodes} node{'s' if each.nodes > 1 else ''}, {each.written} sent, {each.seen} seen, "
+        f"{each.nodes} node{'s' if each.nodes > 1 else ''}, {each.sent} asked, "
         f"{each.excluded} ruled out"
     )
     for group in each.unasked:

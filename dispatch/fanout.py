@@ -132,6 +132,7 @@ class Fanout:
                 self._withdraw(self._hub.mechanic(mechanic_id), booking)
             if (before.stage, before.attempt) == (booking.stage, booking.attempt):
                 return
+        is_attempt = before is not None and before.stage is booking.stage
         now = self._now()
         pool = self._pool_of(booking)
         eligible: list[tuple[OnlineMechanic, routing.Terms]] = []
@@ -152,7 +153,8 @@ class Fanout:
             mechanic.offer(data, booking.request_id, booking.offer_id)
             asked.append(mechanic.candidate.mechanic_id)
             scores.append(terms.score)
-        self._audit.considered(booking, len(pool), asked, scores, excluded, now)
+        looked_at = 0 if is_attempt else len(pool)
+        self._audit.considered(booking, looked_at, asked, scores, excluded, now)
         self._count(booking, asked)
 
     def _pool_of(self, booking: Booking) -> Sequence[OnlineMechanic]:
@@ -255,7 +257,8 @@ class Fanout:
         mechanic.shown[booking.request_id] = booking.offer_id
         score = routing.terms(booking, mechanic.candidate).score
         mechanic_id = mechanic.candidate.mechanic_id
-        self._audit.considered(booking, 1, [mechanic_id], [score], [], self._now())
+        looked_at = 0 if self._audience.was_asked(booking, mechanic_id) else 1
+        self._audit.considered(booking, looked_at, [mechanic_id], [score], [], self._now())
         self._count(booking, (mechanic.candidate.mechanic_id,))
 
     def _is_free(self, mechanic: OnlineMechanic) -> bool:

@@ -19,10 +19,8 @@ SELECT e.type, e.user_id, u.name, e.metadata ->> 'detail' AS detail, e.at, e.ver
 SELECT received_at, committed_at FROM request_receipts WHERE request_id = $1
 
 -- name: stages
--- What all nodes together did in each stage.
-SELECT generation, stage, min(at) AS at, count(DISTINCT node_id) AS nodes, sum(considered) AS considered,
-       sum(cardinality(mechanic_ids)) AS written, sum(cardinality(excluded_ids)) AS excluded,
-       sum(cardinality(seen_mechanic_ids)) AS seen
+-- When each stage began on the first node, on how many, and how many mechanics were connected.
+SELECT generation, stage, min(at) AS at, count(DISTINCT node_id) AS nodes, sum(considered) AS considered
   FROM routing_decisions WHERE request_id = $1
  GROUP BY generation, stage ORDER BY generation, min(at)
 

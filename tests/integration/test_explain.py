@@ -102,7 +102,7 @@ async def test_every_mechanic_finds_out_why(living: LivingNode, connection: Conn
     assert {each.reason: each.names for each in stages["open"].unasked} == {
         "not_connected": ["Emil"]
     }
-    assert (stages["open"].considered, stages["open"].written, stages["open"].excluded) == (4, 2, 2)
+    assert (stages["open"].considered, stages["open"].sent, stages["open"].excluded) == (4, 2, 2)
     text = as_text(told)
     assert "Anna" in text
     assert "declined (ill)" in text
@@ -176,7 +176,7 @@ async def test_a_favourite_who_was_not_there_was_asked_by_name(
     assert asked.asked_at is not None
     assert "asked by name" in as_text(told)
     (stage,) = told.stages
-    assert (stage.stage, stage.considered, stage.written) == ("priority", 0, 0)
+    assert (stage.stage, stage.considered, stage.sent) == ("priority", 0, 0)
 
 
 async def test_a_record_that_was_lost_with_a_node_is_shown_as_unknown(
@@ -215,7 +215,7 @@ async def test_who_lost_is_told_of_whoever_judged_it(
     assert (story[ben].answer, story[ben].reason) == ("lost", "taken")
     assert story[ben].answered_at is not None
     (stage,) = told.stages
-    assert (stage.written, stage.considered) == (2, 2)
+    assert (stage.sent, stage.considered) == (2, 2)
 
 
 async def test_thousands_of_candidates_are_told_in_parts(
