@@ -107,23 +107,44 @@ class Node:
             self._presence_changed,
             self._mechanic_shared,
         )
-        self.fanout = Fanout(
+        self.fanout = self._make_fanout()
+        self.web_push = WebPush.of(config)
+        self.mechanics = Mechanics(pool, self.presence, web_push=self.web_push is not None)
+        self.outbox = Outbox(pool, self._deliveries())
+        self.dispatcher = self._make_dispatcher(policy_id)
+        self.authenticator = Authenticator(config.jwt_secret, pool)
+        self.gateway = self._make_gateway()
+        self._reconcile_now = asyncio.Event()
+        self._facts_since: datetime | None = None
+        self._changes_told: dict[UUID, datetime] = {}  # of mechanics, as far as they are read again
+        self._postgres_lost = False
+        self._doubtful = True  # whether presence was unknown when watchers were told of it last
+        self._watch_gauges()
+
+    def _make_fanout(self) -> Fanout:
+        return Fanout(
             self.hub,
             self.board,
             self.audience,
             self.audit,
             now=self.clock.now,
             publish=self.bus.publish,
-            capacity=config.mechanic_capacity,
+            capacity=self.config.mechanic_capacity,
         )
-        self.web_push = WebPush.of(config)
-        self.mechanics = Mechanics(pool, self.presence, web_push=self.web_push is not None)
-        deliver: dict[str, Deliver] = {"refund": partial(payments.deliver_refund, pool, stripe)}
+
+    def _deliveries(self) -> dict[str, Deliver]:
+        """How each kind of effect is delivered; what is not configured stays in the outbox."""
+        deliver: dict[str, Deliver] = {
+            "refund": partial(payments.deliver_refund, self.pool, self.stripe)
+        }
         if self.web_push is not None:
-            capacity = config.mechanic_capacity
+            capacity = self.config.mechanic_capacity
             deliver["push"] = partial(push.deliver, self.store, self.web_push, capacity)
-        self.outbox = Outbox(pool, deliver)
-        self.dispatcher = Dispatcher(
+        return deliver
+
+    def _make_dispatcher(self, policy_id: UUID) -> Dispatcher:
+        config = self.config
+        return Dispatcher(
             self.store,
             self.board,
             self.fanout,
@@ -140,10 +161,11 @@ class Node:
             policy_id=policy_id,
             push_urgent_below=None if self.web_push is None else config.push_urgent_below,
         )
-        self.authenticator = Authenticator(config.jwt_secret, pool)
-        self.gateway = Gateway(
-            config,
-            node_id,
+
+    def _make_gateway(self) -> Gateway:
+        return Gateway(
+            self.config,
+            self.node_id,
             self.store,
             self.board,
             self.hub,
@@ -155,12 +177,6 @@ class Node:
             self.authenticator,
             self.tasks,
         )
-        self._reconcile_now = asyncio.Event()
-        self._facts_since: datetime | None = None
-        self._changes_told: dict[UUID, datetime] = {}  # of mechanics, as far as they are read again
-        self._postgres_lost = False
-        self._doubtful = True  # whether presence was unknown when watchers were told of it last
-        self._watch_gauges()
 
     @classmethod
     async def start(cls, config: Config, node_id: UUID) -> Self:

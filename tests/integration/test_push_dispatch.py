@@ -12,12 +12,14 @@ from dispatch.database import Connection
 from dispatch.explain import explanation
 from dispatch.explain_text import as_text
 from tests.conftest import MakeConfig
-from tests.integration import push_service
 from tests.integration.living import LivingNode, living_node, pass_time
 from tests.integration.push_service import SUBJECT, Browser, PushService
+from tests.integration.push_town import service
 from tests.integration.rows import add_mechanic, add_workshop, book
 from tests.support import eventually
 from tests.unit.builders import booking as a_booking
+
+__all__ = ["service"]  # a fixture
 
 TRUE_SECONDS = {
     "priority_window_seconds": 600.0,
@@ -25,14 +27,6 @@ TRUE_SECONDS = {
     "offer_retry_seconds": 5.0,
     "request_ttl_seconds": 7200.0,
 }
-
-
-@pytest.fixture
-async def service() -> AsyncIterator[PushService]:
-    """It must have had no reason to complain."""
-    async with push_service.push_service() as service:
-        yield service
-    assert service.complaints == []
 
 
 class Place:
