@@ -80,4 +80,4 @@ class People(Area):
         except NotFound:
             raise NotFound("this mechanic is gone", code="mechanic_gone") from None
         status = await self.node.mechanics.status(mechanic_id)
-        return ok({**fields(status.frame()), "name": status.name})
+        return ok({"last_seen": None, **fields(status.frame()), "name": status.name})
