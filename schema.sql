@@ -139,7 +139,7 @@ CREATE TABLE favorites (
     mechanic_id   uuid REFERENCES mechanics,
     workshop_id   uuid REFERENCES organizations,
     provider_id   uuid GENERATED ALWAYS AS (coalesce(mechanic_id, workshop_id)) STORED,
-    created_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    created_at    timestamptz NOT NULL DEFAULT dispatch_now(),
     PRIMARY KEY (customer_id, provider_id),
     CHECK ((provider_type = 'independent') = (mechanic_id IS NOT NULL)),
     CHECK ((provider_type = 'workshop') = (workshop_id IS NOT NULL))
@@ -391,8 +391,8 @@ CREATE TABLE accepts (
 );
 
 -- The audit trail: what each node decided and saw, in batches. Append-only. Arrays run in parallel;
--- times are milliseconds after `at`. `considered` counts the connected mechanics that were looked at:
--- who is in neither list was ruled out by the strategy itself, or was not connected.
+-- times are milliseconds after `at`. `others` counts the connected mechanics whom the strategy itself
+-- ruled out; who is not named and not counted was not connected.
 CREATE TABLE routing_decisions (
     request_id        uuid NOT NULL REFERENCES session_requests,
     generation        integer NOT NULL,
@@ -401,7 +401,7 @@ CREATE TABLE routing_decisions (
     batch             bigint NOT NULL,
     strategy          text NOT NULL,
     at                timestamptz NOT NULL,
-    considered        integer NOT NULL,
+    others            integer NOT NULL,
     mechanic_ids      uuid[] NOT NULL,
     scores            integer[] NOT NULL,
     sent_ms           integer[] NOT NULL,
@@ -879,6 +879,9 @@ BEGIN
         UPDATE session_assignments a
            SET status = 'assigned', outcome = 'taken', mechanic_id = p_mechanic_id, ended_at = v_now
          WHERE a.offer_id = p_offer_id;
+        UPDATE offers o SET status = 'revoked'
+         WHERE o.request_id = r.id AND o.generation = r.generation
+           AND o.mechanic_id <> p_mechanic_id AND o.status IN ('issued', 'seen');
         INSERT INTO session_events (session_id, type, user_id, at, version, policy_id, event)
         VALUES (r.session_id, 'accepted', p_mechanic_id, v_now, r.version + 1, p_policy_id,
                 jsonb_build_object('type', 'Accept', 'candidate', to_jsonb(m),

@@ -158,6 +158,7 @@ class _Part:
             self.audit,
             now=_now,
             publish=lambda hint: None,
+            pace=lambda mechanic, rest: None,
             capacity=1,
         )
         for facts in candidates:

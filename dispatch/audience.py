@@ -66,10 +66,10 @@ class Audience:
         generation, asked = self._asked_here.get(booking.request_id, (0, set()))
         return frozenset(asked) if generation == booking.generation else frozenset()
 
-    def was_asked(self, booking: Booking, mechanic_id: UUID) -> bool:
-        """Whether this node has asked her in the booking's round."""
-        generation, asked = self._asked_here.get(booking.request_id, (0, set()))
-        return generation == booking.generation and mechanic_id in asked
+    def reaches_here(self) -> list[Reach]:
+        """What this node has told of the bookings that live."""
+        mine = [self._reaches.get(each, {}).get(self._node_id) for each in self._asked_here]
+        return [reach for reach in mine if reach is not None]
 
     def hear_reach(self, reach: Reach) -> None:
         """Takes one node's count for one round."""

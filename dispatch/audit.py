@@ -44,26 +44,25 @@ class Audit:
     def considered(
         self,
         booking: Booking,
-        count: int,
+        others: int,
         mechanic_ids: list[UUID],
         scores: list[int],
         excluded: list[tuple[UUID, str]],
         at: datetime,
     ) -> None:
-        """One look at connected mechanics, at `count` of them for the first time: who was written
-        an offer at `at`, and who was not.
+        """One look at connected mechanics: who was written an offer at `at`, who was not and why.
 
-        A broadcast to thousands costs as much as one to few, until the rows are written.
+        `others` is how many more the strategy itself ruled out. A broadcast to thousands costs as
+        much as one to few, until the rows are written.
         """
-        self._batch(booking, at).considered += count
+        self._batch(booking, at).others += others
         for start in range(0, len(mechanic_ids), BATCH_CANDIDATES):
             end = start + BATCH_CANDIDATES
             batch = self._batch(booking, at)
             batch.mechanic_ids += mechanic_ids[start:end]
             batch.scores += scores[start:end]
             batch.sent_ms += [_ms_after(batch.at, at)] * (len(batch.scores) - len(batch.sent_ms))
-        if mechanic_ids:
-            self._waterfall.written(booking, at)
+        self._waterfall.written(booking, at, len(mechanic_ids))
         for mechanic_id, reason in excluded:
             batch = self._batch(booking, at)
             batch.excluded_ids.append(mechanic_id)
@@ -88,7 +87,7 @@ class Audit:
         """A booking that this node had heard of at `received_at` has just been committed."""
         committed_at = self._now()
         self._receipts.append(Receipt(request_id, self._node_id, received_at, committed_at))
-        self._waterfall.committed(received_at, committed_at)
+        self._waterfall.committed(request_id, received_at, committed_at)
 
     async def run(self) -> None:
         """Writes what was gathered, until cancelled."""
@@ -124,7 +123,7 @@ class Audit:
                 batch=self._next_batch,
                 strategy=booking.routing.value,
                 at=at,
-                considered=0,
+                others=0,
                 mechanic_ids=[],
                 scores=[],
                 sent_ms=[],

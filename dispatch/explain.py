@@ -49,8 +49,8 @@ class Sent(Struct, frozen=True, kw_only=True):
     pushed: bool = False
 
 
-class NotAsked(Struct, frozen=True, kw_only=True):
-    """She was connected in this stage and not asked."""
+class RuledOut(Struct, frozen=True, kw_only=True):
+    """She was connected in this stage and was not asked, or not any longer."""
 
     stage: str
     reason: str
@@ -73,7 +73,7 @@ class CandidateStory(Struct, kw_only=True):
     answer: str | None = None
     answered_at: datetime | None = None
     reason: str | None = None
-    not_asked: list[NotAsked] = []
+    ruled_out: list[RuledOut] = []
 
 
 class Unasked(Struct, frozen=True, kw_only=True):
@@ -88,15 +88,15 @@ class Unasked(Struct, frozen=True, kw_only=True):
 class StageStory(Struct, frozen=True, kw_only=True):
     """What all nodes together did in one stage of a round.
 
-    `considered` mechanics were connected; `sent` and `excluded` are how many of those who are on
-    record were sent a card, and were ruled out.
+    `connected` mechanics were looked at: those on record by name, of whom `sent` were sent a card
+    and `excluded` ruled out (at some time), and those whom the strategy itself rules out.
     """
 
     generation: int
     stage: str
     at: datetime
     nodes: int
-    considered: int
+    connected: int
     sent: int
     excluded: int
     unasked: list[Unasked]
@@ -254,8 +254,8 @@ def _candidates(strategy: Routing, records: _Records) -> list[CandidateStory]:
         told.seen_at = min(told.seen_at or row["at"], row["at"])
     for row in records.excluded:
         because = _WORDS[row["reason"]]
-        story(row).not_asked.append(
-            NotAsked(stage=row["stage"], reason=row["reason"], because=because)
+        story(row).ruled_out.append(
+            RuledOut(stage=row["stage"], reason=row["reason"], because=because)
         )
     return sorted(stories.values(), key=_interest)
 
@@ -290,8 +290,8 @@ def _stages(
     for story in candidates:
         for card in story.sent:
             sent[story.generation, card.stage].add(story.mechanic_id)
-        for ruled_out in story.not_asked:
-            excluded[story.generation, ruled_out.stage].add(story.mechanic_id)
+        for reason in story.ruled_out:
+            excluded[story.generation, reason.stage].add(story.mechanic_id)
     for row in records.stages:
         stage = (row["generation"], row["stage"])
         known = sent[stage] | excluded[stage]
@@ -301,7 +301,7 @@ def _stages(
             stage=row["stage"],
             at=row["at"],
             nodes=row["nodes"],
-            considered=row["considered"],
+            connected=len(known) + row["others"],
             sent=len(sent[stage]),
             excluded=len(excluded[stage]),
             unasked=_unasked(booking, Stage(row["stage"]), others),
@@ -339,8 +339,15 @@ def _waterfall(records: _Records) -> Iterator[Moment]:
         events = [
             row for row in records.events if row["at"] >= begin and (end is None or row["at"] < end)
         ]
-        seen = [*_of(records.seen, generation), *_seen_by_name(records.answers, generation)]
-        accepted = next((row for row in events if row["type"] == "accepted"), None)
+        accepted = next((row["at"] for row in events if row["type"] == "accepted"), None)
+        seen = [
+            at  # those who looked after it was gone are no step on the way
+            for at in (
+                *_of(records.seen, generation),
+                *_seen_by_name(records.answers, generation),
+            )
+            if accepted is None or at <= accepted
+        ]
         joined = next(
             (
                 row["at"]
@@ -352,7 +359,7 @@ def _waterfall(records: _Records) -> Iterator[Moment]:
         moments += [
             ("written", generation, min(_of(records.sent, generation), default=None)),
             ("seen", generation, min(seen, default=None)),
-            ("accepted", generation, accepted["at"] if accepted else None),
+            ("accepted", generation, accepted),
             ("joined", generation, joined),
         ]
     before: datetime | None = None

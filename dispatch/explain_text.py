@@ -1,6 +1,6 @@
 """An explanation as lines that a person reads, for `dispatch explain REQUEST`.
 
-One job: lay out. Imports `explain`, `config` and `database`.
+One job: lay out. Imports `explain`, `plain`, `config` and `database`.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from uuid import UUID
 from dispatch.config import Config
 from dispatch.database import close_pool, open_pool
 from dispatch.explain import CandidateStory, Explanation, StageStory, explanation
+from dispatch.plain import plain
 
 SHOWN: Final = 200  # candidates; the rest is counted
 
@@ -37,7 +38,7 @@ def _lines(told: Explanation) -> Iterator[str]:
         yield f"  {kind} at {_clock(at)}"
     yield "history"
     for line in told.history:
-        extra = " ".join(part for part in (line.name, line.detail) if part)
+        extra = plain(" ".join(part for part in (line.name, line.detail) if part))
         yield f"  {_clock(line.at)}  {line.type:<20} {extra}".rstrip()
     yield "waterfall"
     for moment in told.waterfall:
@@ -46,7 +47,7 @@ def _lines(told: Explanation) -> Iterator[str]:
         after = "" if moment.after_ms is None else f"+{moment.after_ms} ms"
         yield f"  {clock}  {moment.step:<10} {of_round:<8} {after}".rstrip()
     for turn in told.rounds:
-        winner = f" by {turn.mechanic_name}" if turn.mechanic_name else ""
+        winner = plain(f" by {turn.mechanic_name}") if turn.mechanic_name else ""
         yield f"round {turn.generation}: {turn.outcome or turn.status}{winner}"
         for each in told.stages:
             if each.generation == turn.generation:
@@ -61,13 +62,13 @@ def _lines(told: Explanation) -> Iterator[str]:
 
 def _stage(each: StageStory) -> Iterator[str]:
     yield (
-        f"  stage {each.stage} from {_clock(each.at)}: {each.considered} connected on "
+        f"  stage {each.stage} from {_clock(each.at)}: {each.connected} connected on "
         f"{each.nodes} node{'s' if each.nodes > 1 else ''}, {each.sent} asked, "
         f"{each.excluded} ruled out"
     )
     for group in each.unasked:
         more = ", …" if group.count > len(group.names) else ""
-        names = ", ".join(group.names)
+        names = plain(", ".join(group.names))
         yield f"    {group.count} without a record: {group.because} ({names}{more})"
 
 
@@ -89,8 +90,11 @@ def _candidate(each: CandidateStory) -> str:
     if each.answer:
         because = f" ({each.reason})" if each.reason else ""
         parts.append(f"{each.answer}{because}")
-    parts += [f"not asked in {reason.stage}: {reason.because}" for reason in each.not_asked]
-    return "  ".join(parts)
+    asked_in = {sent.stage for sent in each.sent}
+    for reason in each.ruled_out:
+        what = "no longer asked" if reason.stage in asked_in else "not asked"
+        parts.append(f"{what} in {reason.stage}: {reason.because}")
+    return plain("  ".join(parts))
 
 
 def _clock(at: datetime) -> str:

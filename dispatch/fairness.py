@@ -18,6 +18,7 @@ from dispatch import queries, track_record
 from dispatch.config import Config
 from dispatch.database import Pool, close_pool, open_pool, unavailable_when_lost
 from dispatch.errors import NotFound
+from dispatch.plain import plain
 from dispatch.protocol import timestamp
 
 HOURS: Final = 24
@@ -168,7 +169,7 @@ async def explain_mechanic(config: Config, mechanic_id: UUID, hours: int) -> str
 
 def _lines(told: Fairness) -> Iterator[str]:
     exposure, sight, answers, wins = told.exposure, told.sight, told.answers, told.wins
-    yield f"mechanic {told.mechanic_id}  {told.name}"
+    yield f"mechanic {told.mechanic_id}  {plain(told.name)}"
     less = "" if told.is_complete else "; before that there was too much to read"
     yield f"  since     {told.since}, of the last {told.hours} h{less}"
     yield (

@@ -18,18 +18,26 @@ from msgspec.structs import replace
 from dispatch import frames
 from dispatch.audience import Audience
 from dispatch.audit import Audit
-from dispatch.board import Board, Change
+from dispatch.board import Board, Change, bounded_put
 from dispatch.core import routing
 from dispatch.core.lifecycle import LIVE
 from dispatch.core.types import Booking, Candidate, RequestStatus, Role, Stage
 from dispatch.hints import Entry, Hint
 from dispatch.hub import Hub, OnlineMechanic, Socket
-from dispatch.protocol import Offer, OfferRevoked, OfferWon, RequestState, prepare
+from dispatch.protocol import (
+    SNAPSHOT_OFFERS,
+    Offer,
+    OfferRevoked,
+    OfferWon,
+    RequestState,
+    prepare,
+)
 
 T = TypeVar("T")
 
 # Rules that anybody can read off the booking need no line per mechanic in the audit trail.
 _SELF_EVIDENT = frozenset({"not_favourite", "other_workshop"})
+RULED_OUT = 500  # bookings of which each mechanic here is remembered to have been ruled out
 
 
 class Fanout:
@@ -44,14 +52,17 @@ class Fanout:
         *,
         now: Callable[[], datetime],
         publish: Callable[[Hint], None],
+        pace: Callable[[OnlineMechanic, list[Entry]], None],
         capacity: int,
     ) -> None:
+        """`pace` sends more cards than should be written at once."""
         self._hub = hub
         self._board = board
         self._audience = audience
         self._audit = audit
         self._now = now
         self._publish = publish
+        self._pace = pace
         self._capacity = capacity
         self._answering: dict[UUID, set[Socket]] = {}
         self._counts_changed: set[UUID] = set()
@@ -129,10 +140,9 @@ class Fanout:
         before = None if change.before is None else change.before.booking
         if before is not None and before.offer_id == booking.offer_id:
             for mechanic_id in booking.excluded[len(before.excluded) :]:
-                self._withdraw(self._hub.mechanic(mechanic_id), booking)
+                self._withdraw(self._hub.mechanic(mechanic_id), booking, "excluded")
             if (before.stage, before.attempt) == (booking.stage, booking.attempt):
                 return
-        is_attempt = before is not None and before.stage is booking.stage
         now = self._now()
         pool = self._pool_of(booking)
         eligible: list[tuple[OnlineMechanic, routing.Terms]] = []
@@ -153,8 +163,8 @@ class Fanout:
             mechanic.offer(data, booking.request_id, booking.offer_id)
             asked.append(mechanic.candidate.mechanic_id)
             scores.append(terms.score)
-        looked_at = 0 if is_attempt else len(pool)
-        self._audit.considered(booking, looked_at, asked, scores, excluded, now)
+        others = len(pool) - len(asked) - len(excluded)
+        self._audit.considered(booking, others, asked, scores, excluded, now)
         self._count(booking, asked)
 
     def _pool_of(self, booking: Booking) -> Sequence[OnlineMechanic]:
@@ -212,21 +222,33 @@ class Fanout:
 
     def _set_facts(self, mechanic: OnlineMechanic, candidate: Candidate) -> None:
         self._hub.set_candidate(mechanic, self.facts_with_sessions(candidate))
-        for entry in self.ranked(mechanic) if self._is_free(mechanic) else ():
-            if mechanic.shown.get(entry.booking.request_id) != entry.booking.offer_id:
-                self.show(mechanic, entry)
+        missing = [
+            entry
+            for entry in (self.ranked(mechanic) if self._is_free(mechanic) else ())
+            if mechanic.shown.get(entry.booking.request_id) != entry.booking.offer_id
+        ]
+        for entry in missing[:SNAPSHOT_OFFERS]:
+            self.show(mechanic, entry)
+        if missing[SNAPSHOT_OFFERS:]:
+            self._pace(mechanic, missing[SNAPSHOT_OFFERS:])
         for request_id in list(mechanic.shown):
             held = self._board.get(request_id)
-            if held is not None and self._excludes(mechanic, held.booking):
-                self._withdraw(mechanic, held.booking)
+            reason = None if held is None else self._exclusion(mechanic, held.booking)
+            if held is not None and reason is not None:
+                self._withdraw(mechanic, held.booking, reason)
 
     def ranked(self, mechanic: OnlineMechanic) -> list[Entry]:
-        """The open bookings that she may have: urgent first, then score, then oldest."""
-        eligible = [
-            entry
-            for entry in self._board.open_entries()
-            if not self._excludes(mechanic, entry.booking)
-        ]
+        """The open bookings that she may have: urgent first, then score, then oldest.
+
+        Why she may not have the others is put on record.
+        """
+        eligible = []
+        for entry in self._board.open_entries():
+            reason = self._exclusion(mechanic, entry.booking)
+            if reason is None:
+                eligible.append(entry)
+            else:
+                self._rule_out(mechanic, entry.booking, reason)
         candidate = mechanic.candidate
         return sorted(
             eligible,
@@ -240,7 +262,7 @@ class Fanout:
     def show(self, mechanic: OnlineMechanic, entry: Entry) -> None:
         """Sends one card to one mechanic, if she may still have it."""
         booking = entry.booking
-        if booking.stage is None or self._excludes(mechanic, booking):
+        if booking.stage is None or self._exclusion(mechanic, booking) is not None:
             return
         data = prepare(self.offer_for(mechanic, entry))
         self.note_shown(mechanic, entry)
@@ -257,8 +279,7 @@ class Fanout:
         mechanic.shown[booking.request_id] = booking.offer_id
         score = routing.terms(booking, mechanic.candidate).score
         mechanic_id = mechanic.candidate.mechanic_id
-        looked_at = 0 if self._audience.was_asked(booking, mechanic_id) else 1
-        self._audit.considered(booking, looked_at, [mechanic_id], [score], [], self._now())
+        self._audit.considered(booking, 0, [mechanic_id], [score], [], self._now())
         self._count(booking, (mechanic.candidate.mechanic_id,))
 
     def _is_free(self, mechanic: OnlineMechanic) -> bool:
@@ -266,13 +287,28 @@ class Fanout:
         candidate = mechanic.candidate
         return candidate.available and candidate.live_sessions < self._capacity
 
-    def _excludes(self, mechanic: OnlineMechanic, booking: Booking) -> bool:
-        return routing.exclusion(booking, mechanic.candidate, self._capacity) is not None
+    def _exclusion(self, mechanic: OnlineMechanic, booking: Booking) -> routing.Exclusion | None:
+        return routing.exclusion(booking, mechanic.candidate, self._capacity)
 
-    def _withdraw(self, mechanic: OnlineMechanic | None, booking: Booking) -> None:
+    def _withdraw(
+        self, mechanic: OnlineMechanic | None, booking: Booking, reason: routing.Exclusion
+    ) -> None:
         if mechanic is None or mechanic.shown.pop(booking.request_id, None) is None:
             return
         mechanic.send(prepare(OfferRevoked(offer_id=booking.offer_id, reason="withdrawn")))
+        self._rule_out(mechanic, booking, reason)
+
+    def _rule_out(
+        self, mechanic: OnlineMechanic, booking: Booking, reason: routing.Exclusion
+    ) -> None:
+        """Puts on record, once a round and stage, why a mechanic who is here may not have it."""
+        if reason in _SELF_EVIDENT or booking.stage is None:
+            return
+        why = (booking.offer_id, booking.stage, reason)
+        if mechanic.ruled_out.get(booking.request_id) != why:
+            bounded_put(mechanic.ruled_out, booking.request_id, why, RULED_OUT)
+            mechanic_id = mechanic.candidate.mechanic_id
+            self._audit.considered(booking, 0, [], [], [(mechanic_id, reason)], self._now())
 
     # --- counts and words
 

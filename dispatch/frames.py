@@ -65,7 +65,7 @@ def request_state(entry: Entry, notified: int, online: int, now: datetime) -> Re
     booking, display = entry.booking, entry.display
     message = booking.message
     if booking.stage is Stage.PRIORITY and notified and message == messages.WAITING_FOR_FAVOURITE:
-        message = messages.FAVOURITE_HERE
+        message = messages.FAVOURITE_ASKED
     looking = message in (messages.LOOKING, messages.FALLEN_BACK)
     if booking.stage is Stage.OPEN and online == 0 and looking:
         message = messages.NOBODY_ONLINE

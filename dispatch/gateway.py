@@ -178,7 +178,7 @@ class Gateway:
         connection.offers_sent += len(offers)
         connection.send_frame(self._welcome(connection, snapshot))
         if rest:
-            self._tasks.spawn(self._send_rest(connection, mechanic, rest), "offers-after-welcome")
+            self.pace(mechanic, rest)
 
     def _snapshot_offers(self, mechanic: OnlineMechanic, ranked: list[Entry]) -> list[Offer]:
         """The first offers of a snapshot: at most 50, and no more than a frame may hold."""
@@ -193,13 +193,14 @@ class Gateway:
             self._fanout.note_shown(mechanic, entry)
         return offers
 
-    async def _send_rest(
-        self, connection: Connection, mechanic: OnlineMechanic, rest: list[Entry]
-    ) -> None:
-        """The offers that did not fit the snapshot, paced."""
+    def pace(self, mechanic: OnlineMechanic, rest: list[Entry]) -> None:
+        """Sends cards beyond those that may be written at once, a few at a time."""
+        self._tasks.spawn(self._send_rest(mechanic, rest), "offers-paced")
+
+    async def _send_rest(self, mechanic: OnlineMechanic, rest: list[Entry]) -> None:
         for start in range(0, len(rest), SNAPSHOT_OFFERS):
             await asyncio.sleep(_PACE_SECONDS)
-            if connection.closing or connection not in mechanic.sockets:
+            if not mechanic.sockets:
                 return
             for entry in rest[start : start + SNAPSHOT_OFFERS]:
                 current = self._board.get(entry.booking.request_id)
@@ -249,17 +250,25 @@ class Gateway:
             return
         self._hub.add(connection)
         now = self.now()
+        mechanics = [
+            WorkshopMechanic(
+                mechanic_id=row["id"],
+                name=row["name"],
+                is_online=presence[row["id"]].presence is Presence.ONLINE,
+                available=row["available"],
+            )
+            for row in people
+        ]
+        sessions = [frames.session_state(entry, Role.WORKSHOP, now) for entry in entries]
+        shown, under_way = (
+            _fitting(mechanics, _LIST_BYTES // 2),
+            _fitting(sessions, _LIST_BYTES // 2),
+        )
         snapshot = WorkshopSnapshot(
-            mechanics=[
-                WorkshopMechanic(
-                    mechanic_id=row["id"],
-                    name=row["name"],
-                    is_online=presence[row["id"]].presence is Presence.ONLINE,
-                    available=row["available"],
-                )
-                for row in people
-            ],
-            sessions=[frames.session_state(entry, Role.WORKSHOP, now) for entry in entries],
+            mechanics=shown,
+            sessions=under_way,
+            more_mechanics=len(shown) < len(mechanics),
+            more_sessions=len(under_way) < len(sessions),
         )
         connection.send_frame(self._welcome(connection, snapshot))
 

@@ -89,6 +89,10 @@ class Reach(Struct, frozen=True, tag="s"):
     mechanic_ids: tuple[UUID, ...] = ()
 
 
+class ReachWanted(Struct, frozen=True, tag="a"):
+    """The sender is new, or has missed something: every node is to tell its reaches again."""
+
+
 class Roster(Struct, frozen=True, tag="o"):
     """Ready mechanics (approved, available, connected) of one node.
 
@@ -110,6 +114,7 @@ Hint = (
     | DevicesChanged
     | MechanicShared
     | Reach
+    | ReachWanted
     | Roster
 )
 

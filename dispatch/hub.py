@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
-from dispatch.core.types import Candidate, Role
+from dispatch.core.types import Candidate, Role, Stage
 from dispatch.protocol import CloseCode, ServerFrame, prepare
 
 
@@ -33,16 +33,18 @@ class Socket(Protocol):
 class OnlineMechanic:
     """A mechanic with at least one socket here: her facts, her sockets, the cards she is shown.
 
-    `shown` maps a request to the round whose card she has.
+    `shown` maps a request to the round whose card she has; `ruled_out` one to the round and stage
+    that she may not have, and why.
     """
 
-    __slots__ = ("candidate", "changed_at", "shown", "sockets")
+    __slots__ = ("candidate", "changed_at", "ruled_out", "shown", "sockets")
 
     def __init__(self, candidate: Candidate, changed_at: datetime) -> None:
         self.candidate = candidate
         self.changed_at = changed_at
         self.sockets: set[Socket] = set()
         self.shown: dict[UUID, UUID] = {}
+        self.ruled_out: dict[UUID, tuple[UUID, Stage, str]] = {}
 
     def offer(self, data: bytes, request_id: UUID, offer_id: UUID) -> None:
         """Shows a card on every device."""

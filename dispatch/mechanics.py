@@ -4,7 +4,7 @@ One job: what `GET /api/mechanics/{id}/status` and `mechanic.watch` tell. Import
 `presence`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -44,10 +44,18 @@ class Status(Struct, frozen=True, kw_only=True):
 class Mechanics:
     """Whoever may be asked about."""
 
-    def __init__(self, pool: Pool, presence: PresenceRegistry, web_push: bool) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        presence: PresenceRegistry,
+        now: Callable[[], datetime],
+        *,
+        web_push: bool,
+    ) -> None:
         """`web_push`: whether devices are told without a connection (N3)."""
         self._pool = pool
         self._presence = presence
+        self._now = now
         self._web_push = web_push
 
     async def status(self, mechanic_id: UUID) -> Status:
@@ -64,6 +72,7 @@ class Mechanics:
         """
         facts = await people.mechanic_statuses(self._pool, mechanic_ids)
         known = await self._presence.look_up(list(facts))
+        now = self._now()
         return {
             mechanic_id: Status(
                 mechanic_id=mechanic_id,
@@ -71,7 +80,9 @@ class Mechanics:
                 presence=known[mechanic_id].presence,
                 available=fact.available,
                 reachable_by_push=self._web_push and fact.has_device,
-                last_seen=known[mechanic_id].last_seen or fact.last_seen,
+                last_seen=now
+                if known[mechanic_id].presence is Presence.ONLINE
+                else known[mechanic_id].last_seen or fact.last_seen,
             )
             for mechanic_id, fact in facts.items()
         }

@@ -37,6 +37,7 @@ from dispatch.hints import (
     MechanicShared,
     PresenceChanged,
     Reach,
+    ReachWanted,
     Roster,
     SessionWarned,
     UserRevoked,
@@ -106,10 +107,13 @@ class Node:
             config,
             self._presence_changed,
             self._mechanic_shared,
+            clients=lambda: len(self.hub),
         )
         self.fanout = self._make_fanout()
         self.web_push = WebPush.of(config)
-        self.mechanics = Mechanics(pool, self.presence, web_push=self.web_push is not None)
+        self.mechanics = Mechanics(
+            pool, self.presence, self.clock.now, web_push=self.web_push is not None
+        )
         self.outbox = Outbox(pool, self._deliveries())
         self.dispatcher = self._make_dispatcher(policy_id)
         self.authenticator = Authenticator(config.jwt_secret, pool)
@@ -129,6 +133,7 @@ class Node:
             self.audit,
             now=self.clock.now,
             publish=self.bus.publish,
+            pace=lambda mechanic, rest: self.gateway.pace(mechanic, rest),
             capacity=self.config.mechanic_capacity,
         )
 
@@ -266,6 +271,9 @@ class Node:
                 self._tell_watchers(user_id)
             case MechanicShared(user_id):
                 self.hub.share(user_id)
+            case ReachWanted():
+                for reach in self.audience.reaches_here():
+                    self.bus.publish(reach)
             case UserRevoked(user_id, token_epoch):
                 self.close_revoked(user_id, token_epoch)
             case Reach(_, request_id):
@@ -338,7 +346,9 @@ class Node:
     # --- comparing with Postgres
 
     def _resync(self) -> None:
+        """Something may not have been heard: what Postgres knows is read, the rest is asked for."""
         self._reconcile_now.set()
+        self.bus.publish(ReachWanted())
 
     async def reconcile(self) -> None:
         """Reads what the board and the mechanics here are missing, and performs the difference."""

@@ -95,7 +95,7 @@ class PresenceRegistry:
     `changed` is called on the loop when a mechanic comes (by the node that wrote her first
     connection) or goes (by the node that removed the last). It may be called again with what was
     told before; `at` (Redis's clock) says which is the latest. `shared` is called when a mechanic
-    who is here is found to be on another node too.
+    who is here is found to be on another node too. `clients` counts everybody's sockets here.
     """
 
     def __init__(
@@ -107,11 +107,14 @@ class PresenceRegistry:
         config: Config,
         changed: Callable[[PresenceChanged], None],
         shared: Callable[[UUID], None],
+        *,
+        clients: Callable[[], int],
     ) -> None:
         self._namespace = namespace
         self._node_id = node_id
         self._changed = changed
         self._shared = shared
+        self._clients = clients
         self._grace_seconds = config.presence_grace_seconds
         self._lease_seconds = config.node_lease_seconds
         self._beat_seconds = config.node_lease_seconds / BEATS_PER_LEASE
@@ -453,7 +456,7 @@ class PresenceRegistry:
             self._lease_asked.clear()
             life = self._life
             try:
-                leased = await self._node_lease.renew(self._incarnation, len(self._ledger), lag_ms)
+                leased = await self._node_lease.renew(self._incarnation, self._clients(), lag_ms)
                 self._recover("postgres")
                 if self._life is life:
                     self._leased = leased

@@ -329,6 +329,8 @@ class WorkshopMechanic(Struct, frozen=True, kw_only=True):
 class WorkshopSnapshot(Struct, frozen=True, kw_only=True):
     mechanics: list[WorkshopMechanic]
     sessions: list[SessionState]
+    more_mechanics: bool
+    more_sessions: bool
 
 
 class NodeState(Struct, frozen=True, kw_only=True):

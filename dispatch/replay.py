@@ -2,8 +2,8 @@
 
 One job: read the record of one request, hand it to the pure core, and tell what came out. Reads
 in one transaction, so that a booking that lives on is seen at one moment. Imports `core`,
-`database`, `queries` and `hints`. Raises `NotFound`, `Unavailable`, and `Conflict` with the code
-`not_recorded` for a booking whose record has a hole.
+`database`, `queries`, `hints` and `plain`. Raises `NotFound`, `Unavailable`, and `Conflict` with
+the code `not_recorded` for a booking whose record has a hole.
 """
 
 from collections.abc import Callable
@@ -21,6 +21,7 @@ from dispatch.core.types import Booking, Event, Log, Policy
 from dispatch.database import Connection, Pool, close_pool, open_pool, unavailable_when_lost
 from dispatch.errors import Conflict, NotFound
 from dispatch.hints import Entry
+from dispatch.plain import plain
 
 _SQL: Final = queries.load("replay")
 _ENTRY: Final = queries.load("bookings")["entry"]
@@ -127,7 +128,7 @@ def as_text(record: core.Record, replayed: core.Replay) -> str:
         return "\n".join([*lines, f"the same: {len(decided)} changes decided again"])
     lines += [
         f"DIFFERENT at version {each.version}: {each.what}\n"
-        f"  recorded {each.recorded}\n  decided  {each.decided}"
+        f"  recorded {plain(str(each.recorded))}\n  decided  {plain(str(each.decided))}"
         for each in replayed.differences
     ]
     return "\n".join(lines)

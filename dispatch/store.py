@@ -69,7 +69,10 @@ class Arrivals(Struct, frozen=True):
 
 
 class DecisionBatch(Struct, kw_only=True):
-    """One row of the audit trail; arrays run in parallel, `…_ms` are milliseconds after `at`."""
+    """One row of the audit trail; arrays run in parallel, `…_ms` are milliseconds after `at`.
+
+    `others` are connected mechanics, not named, whom the strategy itself ruled out.
+    """
 
     request_id: UUID
     generation: int
@@ -78,7 +81,7 @@ class DecisionBatch(Struct, kw_only=True):
     batch: int
     strategy: str
     at: datetime
-    considered: int
+    others: int
     mechanic_ids: list[UUID]
     scores: list[int]
     sent_ms: list[int]

@@ -1,7 +1,8 @@
 """Where the time of a booking goes, measured as it happens on this node (R8a).
 
 One job: turn moments into the steps of the waterfall and observe each once a round: committed
-(after the booking was heard of), written (its first card, after the opening), seen and accepted
+(after the booking was heard of), written (its first card, at the opening, by the node that heard of
+it), seen and accepted
 (after the first card), joined (after the accept). The same steps of one booking are read from the
 rows by `explain`. Keeps a bounded memory of rounds; imports `core`, `board` and `metrics`.
 """
@@ -24,19 +25,22 @@ class Waterfall:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._heard: dict[UUID, datetime] = {}  # by request: heard of here, and not yet opened
         self._written: dict[UUID, datetime] = {}  # by round: its first card here
         self._seen: dict[UUID, bool] = {}
 
-    def committed(self, received_at: datetime, at: datetime) -> None:
-        """A booking that was heard of at `received_at` is committed."""
+    def committed(self, request_id: UUID, received_at: datetime, at: datetime) -> None:
+        """A booking that this node had heard of at `received_at` is committed."""
+        bounded_put(self._heard, request_id, at, REMEMBERED)
         self._observe("committed", received_at, at)
 
-    def written(self, booking: Booking, at: datetime) -> None:
-        """A card of the present round was written here."""
-        if booking.offer_id in self._written:
+    def written(self, booking: Booking, at: datetime, count: int) -> None:
+        """This node wrote `count` cards of the present round, the first time perhaps none."""
+        heard_of = self._heard.pop(booking.request_id, None)
+        if count == 0 or booking.offer_id in self._written:
             return
         bounded_put(self._written, booking.offer_id, at, REMEMBERED)
-        if booking.generation == 1:
+        if heard_of is not None:
             self._observe("written", booking.opens_at, at)
 
     def seen(self, booking: Booking, at: datetime) -> None:

@@ -158,8 +158,8 @@ class Candidate(Struct, frozen=True, kw_only=True):
 class Open(Struct, frozen=True, kw_only=True, tag=True):
     """The opening is due. What is known of the people asked by name is passed in as values.
 
-    `favourite` is None when she is gone. `preferred_online`: at least one eligible mechanic of the
-    preferred workshop is online, or presence is unknown. `customer_busy`: another session of the
+    `favourite` is None when she is gone. `preferred_online`: at least one mechanic of the preferred
+    workshop is online, or presence is unknown. `customer_busy`: another session of the
     customer is live, which a booking for later must wait for.
     """
 

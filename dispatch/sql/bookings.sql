@@ -123,6 +123,8 @@ ON CONFLICT (request_id, generation, mechanic_id) DO UPDATE
    SET status = excluded.status, seen_at = coalesce(offers.seen_at, excluded.seen_at),
        answered_at = excluded.answered_at, reason = excluded.reason
  WHERE offers.status = 'issued' OR (offers.status = 'seen' AND excluded.status <> 'seen')
+    OR (offers.status = 'revoked' AND offers.reason IN ('busy', 'unavailable')  -- not then, now never
+        AND excluded.status = 'declined')
 
 -- name: end_offers
 -- Nobody else will answer this round.
@@ -137,11 +139,12 @@ SELECT verdict, reason, request_id, session_id, entry FROM accept_offer($1, $2, 
 UPDATE mechanics SET available = $2 WHERE id = $1
 
 -- name: write_decision
--- One batch of the audit trail.
-INSERT INTO routing_decisions (request_id, generation, stage, node_id, batch, strategy, at, considered,
+-- One batch of the audit trail; again where the reply to its commit was lost.
+INSERT INTO routing_decisions (request_id, generation, stage, node_id, batch, strategy, at, others,
                                mechanic_ids, scores, sent_ms, excluded_ids, excluded_reasons,
                                seen_mechanic_ids, seen_ms, lost_mechanic_ids, lost_ms)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+ON CONFLICT ON CONSTRAINT routing_decisions_pkey DO NOTHING
 
 -- name: write_receipt
 -- When a booking was heard of, and committed; the first word counts.

@@ -19,8 +19,9 @@ SELECT e.type, e.user_id, u.name, e.metadata ->> 'detail' AS detail, e.at, e.ver
 SELECT received_at, committed_at FROM request_receipts WHERE request_id = $1
 
 -- name: stages
--- When each stage began on the first node, on how many, and how many mechanics were connected.
-SELECT generation, stage, min(at) AS at, count(DISTINCT node_id) AS nodes, sum(considered) AS considered
+-- When each stage began on the first node, on how many, and how many connected mechanics the strategy
+-- itself ruled out.
+SELECT generation, stage, min(at) AS at, count(DISTINCT node_id) AS nodes, sum(others) AS others
   FROM routing_decisions WHERE request_id = $1
  GROUP BY generation, stage ORDER BY generation, min(at)
 

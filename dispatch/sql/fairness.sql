@@ -9,7 +9,7 @@ SELECT u.name, dispatch_now() - $2::interval AS since
 -- Mechanic, since when: every round in a stage that was for her (by what she is: the favourite, of
 -- that workshop, a specialist), whether she was there or not. When a card was first written to her
 -- and first seen, or why she was not asked; who won; and if somebody did and she was asked, among
--- how many. A round of which only a late sight falls into the time is not one of it.
+-- how many. A round of which only late sights and losses fall into the time is not one of it.
 WITH rounds AS (
     SELECT d.request_id, d.generation,
            min(d.at + d.sent_ms[array_position(d.mechanic_ids, $1)] * interval '1 ms') AS sent_at,
@@ -24,7 +24,8 @@ WITH rounds AS (
        AND ((d.stage <> 'preferred' AND r.routing_type <> 'workshop_only')
             OR r.preferred_workshop_id = m.workshop_id)
      GROUP BY d.request_id, d.generation
-    HAVING bool_or(d.considered > 0 OR cardinality(d.seen_mechanic_ids) = 0)
+    HAVING bool_or(d.others + cardinality(d.mechanic_ids) + cardinality(d.excluded_ids) > 0
+                   OR cardinality(d.seen_mechanic_ids) + cardinality(d.lost_mechanic_ids) = 0)
 )
 SELECT r.sent_at, r.seen_at, r.excluded_for, a.mechanic_id AS winner_id,
        CASE WHEN r.sent_at IS NOT NULL AND a.mechanic_id IS NOT NULL THEN

@@ -38,7 +38,7 @@ async def test_an_operator_is_told_mechanic_by_mechanic_and_step_by_step(city: C
     declined, won = candidates[favourite.id], candidates[other.id]
     assert [(sent["stage"], sent["score"]) for sent in declined["sent"]] == [("priority", 100)]
     assert (declined["answer"], declined["reason"]) == ("declined", "ill")
-    assert declined["not_asked"][0] | {"because": ""} == {
+    assert declined["ruled_out"][0] | {"because": ""} == {
         "stage": "open",
         "reason": "excluded",
         "because": "",

@@ -29,7 +29,14 @@ class Node:
         self.told: list[PresenceChanged] = []
         self.shared: list[UUID] = []
         self.registry = PresenceRegistry(
-            redis_url, space, self.node_id, pool, config, self.told.append, self.shared.append
+            redis_url,
+            space,
+            self.node_id,
+            pool,
+            config,
+            self.told.append,
+            self.shared.append,
+            clients=lambda: 3,
         )
         self._task = asyncio.create_task(self.registry.run())
 

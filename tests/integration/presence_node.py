@@ -26,6 +26,7 @@ async def main(database_url: str, redis_url: str, stays: UUID, leaves: UUID) -> 
         config,
         lambda changed: None,
         lambda shared: None,
+        clients=lambda: 0,
     )
     connection = uuid4()
     registry.join(stays, Role.MECHANIC, uuid4(), "phone", None)

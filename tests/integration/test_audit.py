@@ -30,7 +30,7 @@ async def trail(connection: Connection, request_id: UUID) -> list[asyncpg.Record
 
 def offered(audit: Audit, booking: Booking, mechanic_ids: list[UUID]) -> None:
     scores = [50] * len(mechanic_ids)
-    audit.considered(booking, len(mechanic_ids), mechanic_ids, scores, [], datetime.now(UTC))
+    audit.considered(booking, 3, mechanic_ids, scores, [], datetime.now(UTC))
 
 
 async def test_a_broadcast_to_thousands_is_written_in_parts(
@@ -47,7 +47,7 @@ async def test_a_broadcast_to_thousands_is_written_in_parts(
     assert [len(row["mechanic_ids"]) for row in rows] == [BATCH_CANDIDATES, BATCH_CANDIDATES, 7]
     assert [each for row in rows for each in row["mechanic_ids"]] == asked
     assert all(len(row["scores"]) == len(row["sent_ms"]) for row in rows)
-    assert sum(row["considered"] for row in rows) == len(asked)
+    assert [row["others"] for row in rows] == [3, 0, 0]
     assert [row["seen_mechanic_ids"] for row in rows] == [[], [], [asked[0]]]
 
 
@@ -65,7 +65,7 @@ async def test_what_happens_in_one_moment_is_one_row(
     await audit.flush()
 
     (row,) = await trail(connection, booking.request_id)
-    assert (row["considered"], row["mechanic_ids"], row["excluded_ids"]) == (3, [anna, ben], [ben])
+    assert (row["others"], row["mechanic_ids"], row["excluded_ids"]) == (3, [anna, ben], [ben])
     assert (row["stage"], row["strategy"], row["excluded_reasons"]) == (
         "open",
         "broadcast",
@@ -97,3 +97,19 @@ async def test_what_could_not_be_written_is_written_later_and_once(
     assert [row["mechanic_ids"] for row in rows] == [[anna], [ben]]
     receipts = await connection.fetch("SELECT * FROM request_receipts")
     assert [row["request_id"] for row in receipts] == [booking.request_id]
+
+
+async def test_what_was_written_though_the_reply_was_lost_is_written_once(
+    audit: Audit, store: Store, connection: Connection
+) -> None:
+    booking = await book_and_open(connection, store)
+    anna = await add_mechanic(connection)
+    offered(audit, booking, [anna])
+    audit.receipt(booking.request_id, datetime.now(UTC))
+    batches, receipts = list(audit._batches), list(audit._receipts)
+    await audit.flush()
+
+    await store.write_audit(batches, receipts)
+
+    (row,) = await trail(connection, booking.request_id)
+    assert row["mechanic_ids"] == [anna]

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from dispatch.audience import NAMED
 from dispatch.database import Connection
 from tests.conftest import MakeConfig
-from tests.integration.living import Client, two_nodes
+from tests.integration.living import Client, living_node, two_nodes
 from tests.integration.rows import add_customer, add_mechanic
 
 MANY = NAMED + 20
@@ -51,3 +51,23 @@ async def test_a_hundred_and_more_on_two_nodes_each_count_once(
         await customer.settle()
         last = customer.of("request.status")[-1]
         assert (last["mechanics_notified"], last["mechanics_online"]) == (MANY, MANY - 1)
+
+
+async def test_a_node_that_starts_later_knows_how_many_were_asked(
+    connection: Connection, make_config: MakeConfig
+) -> None:
+    anna, ben = await add_mechanic(connection), await add_mechanic(connection)
+    customer_id, config = await add_customer(connection), make_config()
+    async with (
+        living_node(config) as first,
+        first.client(anna, "mechanic") as one,
+        first.client(ben, "mechanic") as two,
+    ):
+        booked = await first.book(customer_id)
+        for mechanic in (one, two):
+            await mechanic.until("offer", request_id=booked.request_id)
+        async with living_node(config) as later, later.client(customer_id, "customer") as customer:
+            (shown,) = customer.snapshot["requests"]
+            counts = (shown["mechanics_notified"], shown["mechanics_online"])
+            if counts != (2, 2):
+                await customer.until("request.status", mechanics_notified=2, mechanics_online=2)

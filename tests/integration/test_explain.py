@@ -89,11 +89,14 @@ async def test_every_mechanic_finds_out_why(living: LivingNode, connection: Conn
     seen_at = story[anna].seen_at
     assert seen_at is not None
     assert story[anna].sent[0].at <= seen_at
-    assert [(each.stage, each.reason) for each in story[anna].not_asked] == [("open", "excluded")]
+    assert [(each.stage, each.reason) for each in story[anna].ruled_out] == [
+        ("open", "excluded"),
+        ("preferred", "excluded"),
+    ]
     assert [(sent.stage, sent.because) for sent in story[ben].sent] == [("open", "independent")]
     assert story[ben].answer == "accepted"
     assert not story[cleo].eligible
-    assert {each.reason for each in story[cleo].not_asked} == {"unavailable"}
+    assert {each.reason for each in story[cleo].ruled_out} == {"unavailable"}
     assert (story[dora].sent[0].score, story[dora].answer) == (50, None)
     assert emil not in story
     stages = {each.stage: each for each in told.stages}
@@ -102,7 +105,7 @@ async def test_every_mechanic_finds_out_why(living: LivingNode, connection: Conn
     assert {each.reason: each.names for each in stages["open"].unasked} == {
         "not_connected": ["Emil"]
     }
-    assert (stages["open"].considered, stages["open"].sent, stages["open"].excluded) == (4, 2, 2)
+    assert (stages["open"].connected, stages["open"].sent, stages["open"].excluded) == (4, 2, 2)
     text = as_text(told)
     assert "Anna" in text
     assert "declined (ill)" in text
@@ -145,7 +148,7 @@ async def test_time_is_told_step_by_step_and_round_by_round(
     times = [moment.at for moment in told.waterfall if moment.at is not None]
     assert times == sorted(times)
     assert all(moment.after_ms is not None for moment in told.waterfall[1:] if moment.at)
-    assert by_id(told, generation=2)[anna].not_asked[0].reason == "excluded"
+    assert by_id(told, generation=2)[anna].ruled_out[0].reason == "excluded"
     metrics = living.node.metrics.render().decode()
     for step in ("committed", "written", "seen", "accepted", "joined"):
         (count,) = [
@@ -176,7 +179,7 @@ async def test_a_favourite_who_was_not_there_was_asked_by_name(
     assert asked.asked_at is not None
     assert "asked by name" in as_text(told)
     (stage,) = told.stages
-    assert (stage.stage, stage.considered, stage.sent) == ("priority", 0, 0)
+    assert (stage.stage, stage.connected, stage.sent) == ("priority", 0, 0)
 
 
 async def test_a_record_that_was_lost_with_a_node_is_shown_as_unknown(
@@ -215,7 +218,7 @@ async def test_who_lost_is_told_of_whoever_judged_it(
     assert (story[ben].answer, story[ben].reason) == ("lost", "taken")
     assert story[ben].answered_at is not None
     (stage,) = told.stages
-    assert (stage.sent, stage.considered) == (2, 2)
+    assert (stage.sent, stage.connected) == (2, 2)
 
 
 async def test_thousands_of_candidates_are_told_in_parts(

@@ -31,7 +31,7 @@ async def decided(
     sent, seen, excluded, lost = sent or {}, seen or {}, excluded or {}, lost or {}
     await connection.execute(
         "INSERT INTO routing_decisions (request_id, generation, stage, node_id, batch, strategy,"
-        " at, considered, mechanic_ids, scores, sent_ms, excluded_ids, excluded_reasons,"
+        " at, others, mechanic_ids, scores, sent_ms, excluded_ids, excluded_reasons,"
         " seen_mechanic_ids, seen_ms, lost_mechanic_ids, lost_ms)"
         " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
         booking.request_id,
