@@ -63,6 +63,8 @@ class Deaf:
         self.device: str | None = None
         self.epoch = 0
         self.offers_sent = 0
+        self.closing = False
+        self.unread_bytes = 0
 
     def send(self, data: bytes) -> None:
         pass

@@ -16,6 +16,7 @@ from dispatch.core.lifecycle import LIVE
 from dispatch.core.types import Booking, RequestStatus
 from dispatch.hints import Entry
 
+K = TypeVar("K")
 V = TypeVar("V")
 
 REMEMBERED_ROUNDS: Final = 20_000
@@ -152,7 +153,7 @@ def _discard(index: defaultdict[UUID, set[UUID]], key: UUID, value: UUID) -> Non
         del index[key]
 
 
-def bounded_put(mapping: dict[UUID, V], key: UUID, value: V, bound: int) -> None:
+def bounded_put(mapping: dict[K, V], key: K, value: V, bound: int) -> None:
     """Puts a value and forgets the oldest keys beyond the bound."""
     mapping.pop(key, None)
     mapping[key] = value

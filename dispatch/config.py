@@ -111,7 +111,8 @@ def _list(variable: str, parse_one: Parse = str, show: Show = ", ".join) -> Any:
 
 def _origin(text: str) -> str:
     parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or text != f"{parts.scheme}://{parts.netloc}":
+    is_bare = text == f"{parts.scheme}://{parts.netloc}" and "@" not in parts.netloc
+    if parts.scheme not in ("http", "https") or not is_bare:
         raise ValueError("must be origins, scheme://host[:port] without a path")
     return text.lower()
 

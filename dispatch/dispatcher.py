@@ -277,7 +277,12 @@ class Dispatcher:
         candidate = await self._store.candidate(mechanic_id)
         if entry is None or candidate is None:
             raise NotFound("no such offer")
-        await self._change(entry.booking.request_id, Decline(candidate, offer_id, reason))
+        try:
+            await self._change(entry.booking.request_id, Decline(candidate, offer_id, reason))
+        except Rejected as refused:
+            if refused.code == "not_found":  # in the words that an unknown one gets
+                raise NotFound("no such offer") from None
+            raise
 
     async def seen(self, mechanic_id: UUID, offer_id: UUID) -> None:
         """Her client showed the card; a favourite's first sight ends the re-sends (O3).
@@ -350,6 +355,9 @@ class Dispatcher:
 
     async def _accept_to_join(self, mechanic_id: UUID, booking: Booking) -> None:
         """Through the same judge. Who was not meant must not learn that the session exists."""
+        candidate = await self._store.candidate(mechanic_id)
+        if candidate is None or routing.not_meant(booking, candidate) is not None:
+            raise NotFound("no such session")
         answer = await self.accept(mechanic_id, booking.offer_id, uuid4())
         match answer.reason:
             case None:

@@ -8,6 +8,7 @@ a second of it may be lost with a killed node: who answered without a record of 
 empty `sent`. Imports `core`, `database`, `queries` and `store`.
 """
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -177,11 +178,17 @@ async def explanation(
     if entry is None:
         raise NotFound("no such request")
     records = await _read(pool, request_id)
-    booking = entry.booking
+    # Of thousands of candidates it takes a while, in which the loop has its turns.
+    return await asyncio.to_thread(_explain, entry.booking, records, policy, limit, offset)
+
+
+def _explain(
+    booking: Booking, records: _Records, policy: Policy, limit: int | None, offset: int
+) -> Explanation:
     candidates = _candidates(booking.routing, records)
     end = None if limit is None else offset + limit
     return Explanation(
-        request_id=request_id,
+        request_id=booking.request_id,
         session_id=booking.session_id,
         strategy=booking.routing.value,
         status=booking.status.value,

@@ -25,7 +25,6 @@ from dispatch.core.types import Booking, Candidate, RequestStatus, Role, Stage
 from dispatch.hints import Entry, Hint
 from dispatch.hub import Hub, OnlineMechanic, Socket
 from dispatch.protocol import (
-    SNAPSHOT_OFFERS,
     Offer,
     OfferRevoked,
     OfferWon,
@@ -37,7 +36,8 @@ T = TypeVar("T")
 
 # Rules that anybody can read off the booking need no line per mechanic in the audit trail.
 _SELF_EVIDENT = frozenset({"not_favourite", "other_workshop"})
-RULED_OUT = 500  # bookings of which each mechanic here is remembered to have been ruled out
+REMEMBERED = 500  # bookings of which it is known what each mechanic here has on record already
+AT_ONCE = 8  # cards that fit any outbox; more are paced
 
 
 class Fanout:
@@ -211,9 +211,13 @@ class Fanout:
         return None if mechanic is None else mechanic.candidate
 
     def note_seen(self, mechanic_id: UUID, booking: Booking) -> None:
-        """Records that a card which she was shown here was seen."""
+        """Records, once a round and stage, that a card which she was shown here was seen."""
         mechanic = self._hub.mechanic(mechanic_id)
-        if mechanic is not None and booking.request_id in mechanic.shown:
+        if mechanic is None or booking.stage is None or booking.request_id not in mechanic.shown:
+            return
+        sight = (booking.offer_id, booking.stage)
+        if mechanic.seen.get(booking.request_id) != sight:
+            bounded_put(mechanic.seen, booking.request_id, sight, REMEMBERED)
             self._audit.seen(booking, mechanic_id)
 
     def facts_with_sessions(self, candidate: Candidate) -> Candidate:
@@ -227,10 +231,11 @@ class Fanout:
             for entry in (self.ranked(mechanic) if self._is_free(mechanic) else ())
             if mechanic.shown.get(entry.booking.request_id) != entry.booking.offer_id
         ]
-        for entry in missing[:SNAPSHOT_OFFERS]:
-            self.show(mechanic, entry)
-        if missing[SNAPSHOT_OFFERS:]:
-            self._pace(mechanic, missing[SNAPSHOT_OFFERS:])
+        if len(missing) > AT_ONCE:
+            self._pace(mechanic, missing)
+        else:
+            for entry in missing:
+                self.show(mechanic, entry)
         for request_id in list(mechanic.shown):
             held = self._board.get(request_id)
             reason = None if held is None else self._exclusion(mechanic, held.booking)
@@ -259,14 +264,16 @@ class Fanout:
             ),
         )
 
-    def show(self, mechanic: OnlineMechanic, entry: Entry) -> None:
-        """Sends one card to one mechanic, if she may still have it."""
+    def show(
+        self, mechanic: OnlineMechanic, entry: Entry, to: Iterable[Socket] | None = None
+    ) -> None:
+        """Sends one card to all devices of a mechanic, or to these, if she may still have it."""
         booking = entry.booking
         if booking.stage is None or self._exclusion(mechanic, booking) is not None:
             return
         data = prepare(self.offer_for(mechanic, entry))
         self.note_shown(mechanic, entry)
-        mechanic.offer(data, booking.request_id, booking.offer_id)
+        mechanic.offer(data, booking.request_id, booking.offer_id, to)
 
     def offer_for(self, mechanic: OnlineMechanic, entry: Entry) -> Offer:
         """The card of an open booking as this mechanic sees it."""
@@ -306,7 +313,7 @@ class Fanout:
             return
         why = (booking.offer_id, booking.stage, reason)
         if mechanic.ruled_out.get(booking.request_id) != why:
-            bounded_put(mechanic.ruled_out, booking.request_id, why, RULED_OUT)
+            bounded_put(mechanic.ruled_out, booking.request_id, why, REMEMBERED)
             mechanic_id = mechanic.candidate.mechanic_id
             self._audit.considered(booking, 0, [], [], [(mechanic_id, reason)], self._now())
 

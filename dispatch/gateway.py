@@ -9,6 +9,7 @@ live booking, and what changes afterwards is pushed.
 import asyncio
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Final, TypeVar, assert_never
 from uuid import UUID
 
@@ -24,7 +25,7 @@ from dispatch.errors import DispatchError, NotAuthenticated, NotFound, RateLimit
 from dispatch.fanout import Fanout
 from dispatch.gathering import Gathering
 from dispatch.hints import Entry
-from dispatch.hub import Hub, OnlineMechanic
+from dispatch.hub import Hub, OnlineMechanic, Socket
 from dispatch.mechanics import Mechanics, Status, gone
 from dispatch.presence import PresenceRegistry
 from dispatch.protocol import (
@@ -34,6 +35,7 @@ from dispatch.protocol import (
     AnyClientFrame,
     AssignmentCancel,
     AvailabilitySet,
+    CloseCode,
     CustomerSnapshot,
     Favorite,
     Hello,
@@ -70,7 +72,9 @@ S = TypeVar("S", bound=Struct)
 
 MAX_WATCHED: Final = 50
 _LIST_BYTES: Final = MAX_SERVER_FRAME_BYTES - 8 * 1024  # room for the rest of a snapshot
-_PACE_SECONDS: Final = 0.05
+_PACE_SECONDS: Final = 0.02
+_PACE_BYTES: Final = 64 * 1024  # unread, that nothing more is added to
+MAX_SOCKETS: Final = 32  # of one user at one node
 
 # What customers who connect have going on, and the favourites of those who have some.
 _Customers = tuple[Arrivals, dict[UUID, list[Favorite]]]
@@ -109,6 +113,7 @@ class Gateway:
         self._clock = clock
         self._authenticator = authenticator
         self._tasks = tasks
+        self._pacing: dict[UUID, asyncio.Task[None]] = {}
         self._arrivals: Gathering[Arrivals] = Gathering(store.arrivals, "read-arrivals")
         self._customers: Gathering[_Customers] = Gathering(self._read_customers, "read-customers")
         # Reads of presence one after the other: whoever is told later is told what is newer.
@@ -127,7 +132,10 @@ class Gateway:
     # --- coming and going
 
     async def connected(self, connection: Connection, device: str | None) -> None:
-        """Registers the connection and sends its welcome."""
+        """Registers the connection and sends its welcome, unless its user has too many."""
+        if len(self._hub.sockets_of(connection.user_id)) >= MAX_SOCKETS:
+            connection.close(CloseCode.FLOOD, "too many connections of this user")
+            return
         match connection.role:
             case Role.MECHANIC:
                 await self._welcome_mechanic(connection, device)
@@ -178,7 +186,7 @@ class Gateway:
         connection.offers_sent += len(offers)
         connection.send_frame(self._welcome(connection, snapshot))
         if rest:
-            self.pace(mechanic, rest)
+            self.pace(mechanic, rest, only_to=connection)
 
     def _snapshot_offers(self, mechanic: OnlineMechanic, ranked: list[Entry]) -> list[Offer]:
         """The first offers of a snapshot: at most 50, and no more than a frame may hold."""
@@ -193,19 +201,39 @@ class Gateway:
             self._fanout.note_shown(mechanic, entry)
         return offers
 
-    def pace(self, mechanic: OnlineMechanic, rest: list[Entry]) -> None:
-        """Sends cards beyond those that may be written at once, a few at a time."""
-        self._tasks.spawn(self._send_rest(mechanic, rest), "offers-paced")
+    def pace(
+        self, mechanic: OnlineMechanic, rest: list[Entry], only_to: Connection | None = None
+    ) -> None:
+        """Sends more cards than should be written at once, as fast as they are read.
 
-    async def _send_rest(self, mechanic: OnlineMechanic, rest: list[Entry]) -> None:
-        for start in range(0, len(rest), SNAPSHOT_OFFERS):
-            await asyncio.sleep(_PACE_SECONDS)
-            if not mechanic.sockets:
+        To all devices of a mechanic what is new to her, one such round at a time; to one device
+        what did not fit its welcome.
+        """
+        pacing = self._tasks.spawn(self._send_rest(mechanic, rest, only_to), "offers-paced")
+        if only_to is None:
+            before = self._pacing.get(mechanic.candidate.mechanic_id)
+            if before is not None:
+                before.cancel()  # what it had not sent yet is in this one
+            self._pacing[mechanic.candidate.mechanic_id] = pacing
+            pacing.add_done_callback(partial(self._paced, mechanic.candidate.mechanic_id))
+
+    def _paced(self, mechanic_id: UUID, pacing: asyncio.Task[None]) -> None:
+        if self._pacing.get(mechanic_id) is pacing:
+            del self._pacing[mechanic_id]
+
+    async def _send_rest(
+        self, mechanic: OnlineMechanic, rest: list[Entry], only_to: Connection | None
+    ) -> None:
+        to = None if only_to is None else (only_to,)
+        for number, entry in enumerate(rest):
+            sockets = to or tuple(mechanic.sockets)
+            if number % SNAPSHOT_OFFERS == SNAPSHOT_OFFERS - 1 or _have_unread(sockets):
+                await _until_read(sockets)
+            if not mechanic.sockets or (only_to is not None and only_to.closing):
                 return
-            for entry in rest[start : start + SNAPSHOT_OFFERS]:
-                current = self._board.get(entry.booking.request_id)
-                if current is not None:
-                    self._fanout.show(mechanic, current)
+            current = self._board.get(entry.booking.request_id)
+            if current is not None:
+                self._fanout.show(mechanic, current, to)
 
     async def _read_customers(self, user_ids: Sequence[UUID]) -> _Customers:
         """The arrivals last: they are what others may change meanwhile."""
@@ -399,6 +427,21 @@ class Gateway:
         connection.expires_at = identity.expires_at
         connection.epoch = identity.epoch
         return Ok(re=frame.id)
+
+
+def _have_unread(sockets: Iterable[Socket]) -> bool:
+    return any(socket.unread_bytes > _PACE_BYTES for socket in sockets)
+
+
+async def _until_read(sockets: Iterable[Socket]) -> None:
+    """A turn for everybody else, and until none of these has much unread.
+
+    One that does not read at all is closed, so nobody waits for it for ever.
+    """
+    while True:
+        await asyncio.sleep(_PACE_SECONDS)
+        if not _have_unread(sockets):
+            return
 
 
 def _fitting(parts: Iterable[S], room: int) -> list[S]:

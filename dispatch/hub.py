@@ -6,7 +6,7 @@ own outbox. No I/O of its own, no decisions; imports `core`, `protocol` and noth
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Protocol
 from uuid import UUID
@@ -24,7 +24,10 @@ class Socket(Protocol):
     device: str | None
     epoch: int
     offers_sent: int
+    closing: bool
 
+    @property
+    def unread_bytes(self) -> int: ...
     def send(self, data: bytes) -> object: ...
     def send_frame(self, frame: ServerFrame) -> object: ...
     def close(self, code: CloseCode, reason: str = "") -> None: ...
@@ -33,23 +36,26 @@ class Socket(Protocol):
 class OnlineMechanic:
     """A mechanic with at least one socket here: her facts, her sockets, the cards she is shown.
 
-    `shown` maps a request to the round whose card she has; `ruled_out` one to the round and stage
-    that she may not have, and why.
+    `shown` maps a request to the round whose card she has, `seen` one to the round and stage in
+    which she looked at it, `ruled_out` one to the round and stage that she may not have, and why.
     """
 
-    __slots__ = ("candidate", "changed_at", "ruled_out", "shown", "sockets")
+    __slots__ = ("candidate", "changed_at", "ruled_out", "seen", "shown", "sockets")
 
     def __init__(self, candidate: Candidate, changed_at: datetime) -> None:
         self.candidate = candidate
         self.changed_at = changed_at
         self.sockets: set[Socket] = set()
         self.shown: dict[UUID, UUID] = {}
+        self.seen: dict[UUID, tuple[UUID, Stage]] = {}
         self.ruled_out: dict[UUID, tuple[UUID, Stage, str]] = {}
 
-    def offer(self, data: bytes, request_id: UUID, offer_id: UUID) -> None:
-        """Shows a card on every device."""
+    def offer(
+        self, data: bytes, request_id: UUID, offer_id: UUID, to: Iterable[Socket] | None = None
+    ) -> None:
+        """Shows a card on every device, or on these of them."""
         self.shown[request_id] = offer_id
-        for socket in self.sockets:
+        for socket in self.sockets if to is None else to:
             socket.offers_sent += 1
             socket.send(data)
 

@@ -31,7 +31,9 @@ _SQL: Final = queries.load("payments")
 
 LOOK_SECONDS: Final = 1.0
 FORGET_SECONDS: Final = 600.0
-CONCURRENCY: Final = 4  # of a kind. Half of the pool: people come first
+# Of each kind at once: half of the pool, because people come first. A notification mostly waits for
+# somebody else's server, and one that hangs must not keep the others.
+CONCURRENCY: Final = {"refund": 4, "push": 32}
 # Three attempts of Stripe's client and its pauses, all hanging; the lease outlasts it.
 DELIVERY_SECONDS: Final = 90.0
 LEASE: Final = timedelta(seconds=120)
@@ -66,7 +68,7 @@ class Outbox:
         self._pool = pool
         self._deliver = deliver
         self._woken = asyncio.Event()
-        self._free = dict.fromkeys(deliver, CONCURRENCY)
+        self._free = {kind: CONCURRENCY[kind] for kind in deliver}
         self._is_away = False
 
     def wake(self) -> None:

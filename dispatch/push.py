@@ -27,7 +27,7 @@ from dispatch import queries
 from dispatch.core import routing
 from dispatch.core.types import Booking, Candidate, RequestStatus, Stage
 from dispatch.database import Connection, Pool, transaction, unavailable_when_lost
-from dispatch.errors import NotFound, Refused, Unavailable
+from dispatch.errors import Forbidden, NotFound, Refused, Unavailable
 from dispatch.protocol import timestamp
 from dispatch.push_client import Answer, Device, Message, WebPush
 from dispatch.push_crypto import Reader, to_base64url
@@ -81,9 +81,16 @@ async def subscribe(
     The same endpoint again is the same device with the keys and the name of now. Somebody else's
     becomes hers: a browser has one endpoint for whoever logs in, and the one before must not be
     told of offers on a screen that is no longer hers. Of more than MAX_DEVICES the oldest go.
-    Raises `BadRequest` naming the field, `NotFound` for a mechanic who was deleted.
+    Raises `BadRequest` naming the field, `NotFound` for a mechanic who was deleted, `Forbidden` for
+    one who is not approved, before any name of hers is looked up.
     """
     reader = Reader.parse(form.keys.p256dh, form.keys.auth)
+    async with unavailable_when_lost():
+        approved = await pool.fetchval(_SQL["approved"], mechanic_id)
+    if approved is None:
+        raise NotFound("no such mechanic")
+    if not approved:
+        raise Forbidden("your application is not approved")
     await guard.check(form.endpoint)
     async with transaction(pool) as connection:
         if not await connection.fetchval(_SQL["lock_mechanic"], mechanic_id):

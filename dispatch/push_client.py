@@ -9,11 +9,12 @@ and no log shows more of an endpoint than its host: who knows an endpoint may us
 
 import time
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self
 from uuid import UUID
 
 from msgspec import Struct
 
+from dispatch.board import bounded_put
 from dispatch.config import Config
 from dispatch.errors import Unavailable
 from dispatch.push_crypto import Reader, Vapid, encrypt
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 SEND_SECONDS: Final = 10.0
 UNREAD_BYTES: Final = 1024  # of an answer that nobody reads, kept at most a few times over
+
+SILENT_TIMES: Final = 3
+SILENT_SECONDS: Final = 20.0
+REMEMBERED_HOSTS: Final = 1000
 
 _GONE: Final = (404, 410)
 # Too early, too many, too slow; Microsoft's service says 406 where it means 429.
@@ -63,6 +68,13 @@ class Answer(Struct, frozen=True):
     retry_after_seconds: float = 0.0
 
 
+class Silence(NamedTuple):
+    """A push service that did not answer so often in a row, and until when it is left alone."""
+
+    times: int
+    until: float
+
+
 class WebPush:
     """Our side of web push, for one event loop; `close()` it at the end."""
 
@@ -77,6 +89,7 @@ class WebPush:
         self.guard: Final = Guard(trusted_origins, look_up)
         self._vapid = Vapid(private_key, subject)
         self._session: aiohttp.ClientSession | None = None
+        self._silent: dict[str, Silence] = {}
 
     @classmethod
     def of(cls, config: Config) -> Self | None:
@@ -102,6 +115,11 @@ class WebPush:
 
         try:
             origin = self.guard.check_form(device.endpoint)
+            silence = self._silent.get(origin.host)
+            if silence is not None and silence.times >= SILENT_TIMES:
+                left_seconds = silence.until - time.monotonic()
+                if left_seconds > 0:
+                    return Answer("later", f"{origin.host} is silent", left_seconds)
             async with self._open_session().post(
                 # As it came: another spelling of the same is another endpoint to some services.
                 URL(device.endpoint, encoded=True),
@@ -116,13 +134,25 @@ class WebPush:
                 },
                 allow_redirects=False,
             ) as response:
+                self._silent.pop(origin.host, None)
                 return _answer(origin.host, response.status, response.headers.get("Retry-After"))
         except EndpointRefused as refused:
             return Answer("refused", refused.message)
         except Unavailable as away:
             return Answer("later", away.message)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except TimeoutError:
+            self._note_silence(origin.host)
+            return Answer("later", f"{origin.host} does not answer")
+        except (aiohttp.ClientError, OSError) as error:
             return Answer("later", f"{origin.host} does not answer ({type(error).__name__})")
+
+    def _note_silence(self, host: str) -> None:
+        """It did not answer in time; after a few times in a row it is left alone for a while, so
+        that those who answer do not wait behind it."""
+        before = self._silent.get(host)
+        times = 1 if before is None else before.times + 1
+        silence = Silence(times, time.monotonic() + SILENT_SECONDS)
+        bounded_put(self._silent, host, silence, REMEMBERED_HOSTS)
 
     def _open_session(self) -> "aiohttp.ClientSession":
         """One for all push services: their connections are used again. Nothing else is kept."""

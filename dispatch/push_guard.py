@@ -18,8 +18,10 @@ import ipaddress
 import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from dispatch.config import bracketed
@@ -28,8 +30,10 @@ from dispatch.errors import BadRequest, Unavailable
 if TYPE_CHECKING:
     import aiohttp
     from aiohttp.abc import AbstractResolver
+    from aiohttp.client_proto import ResponseHandler
 
 LOOK_UP_SECONDS: Final = 5.0
+ANSWER_BYTES: Final = 16 * 1024
 
 _PORTS: Final = {"https": 443, "http": 80}
 
@@ -54,6 +58,7 @@ _NOT_PUBLIC_V4: Final = tuple(
         "10.0.0.0/8",
         "100.64.0.0/10",
         "127.0.0.0/8",
+        "168.63.129.16/32",  # Azure's own services, reachable from inside only
         "169.254.0.0/16",
         "172.16.0.0/12",
         "192.0.0.0/24",
@@ -80,6 +85,8 @@ _EMBEDDING: Final = (
 # There is no such name; it has no address.
 _NOBODY: Final = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 
+_THREADS: Final = ThreadPoolExecutor(max_workers=16, thread_name_prefix="push-names")
+
 LookUp = Callable[[str, int], Awaitable[list[str]]]
 
 
@@ -102,11 +109,16 @@ class Origin(NamedTuple):
 
 
 async def look_up(host: str, port: int) -> list[str]:
-    """The addresses of a name, by the system's resolver; none for a name that does not exist."""
+    """The addresses of a name, by the system's resolver; none for a name that does not exist.
+
+    In threads of its own: a name server that is silent holds one of them for longer than we wait,
+    and nobody else's look-ups may wait for those of names that clients chose.
+    """
     loop = asyncio.get_running_loop()
+    ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     try:
         async with asyncio.timeout(LOOK_UP_SECONDS):
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = await loop.run_in_executor(_THREADS, ask)
     except socket.gaierror as error:
         if error.errno in _NOBODY:
             return []
@@ -159,10 +171,38 @@ class Guard:
         return found
 
     def connector(self) -> "aiohttp.TCPConnector":
-        """Connections of aiohttp that go to what `resolve` found for them, and nowhere else."""
+        """Connections of aiohttp that go to what `resolve` found for them, and nowhere else.
+
+        An answer is a status and some headers: who sends more, interim answers without end for
+        instance, is hung up on.
+        """
         import aiohttp
 
-        return aiohttp.TCPConnector(resolver=_resolver(self.resolve), use_dns_cache=False)
+        connector = aiohttp.TCPConnector(resolver=_resolver(self.resolve), use_dns_cache=False)
+        connector._factory = partial(_bounded_protocol(), loop=asyncio.get_running_loop())
+        return connector
+
+
+def _bounded_protocol() -> "type[ResponseHandler]":
+    from aiohttp.client_proto import ResponseHandler
+
+    class Bounded(ResponseHandler):
+        """aiohttp's protocol, for answers of at most ANSWER_BYTES."""
+
+        taken_bytes = 0
+
+        def set_response_params(self, **parameters: Any) -> None:
+            self.taken_bytes = 0
+            super().set_response_params(**parameters)
+
+        def data_received(self, data: bytes) -> None:
+            self.taken_bytes += len(data)
+            if self.taken_bytes <= ANSWER_BYTES:
+                super().data_received(data)
+            elif self.transport is not None:
+                self.transport.abort()
+
+    return Bounded
 
 
 def _resolver(resolve: LookUp) -> "AbstractResolver":

@@ -22,11 +22,12 @@ class Tasks:
         self._failed = failed
         self._running: set[asyncio.Task[Any]] = set()
 
-    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> None:
-        """Runs `work` until it ends or `close` cancels it."""
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Runs `work` until it ends, or somebody or `close` cancels it."""
         task = asyncio.create_task(work, name=name)
         self._running.add(task)
         task.add_done_callback(self._done)
+        return task
 
     async def close(self) -> None:
         """Cancels what still runs and waits for it."""

@@ -205,6 +205,11 @@ class Socket(asyncio.Protocol, ABC):
         self._transport.write(data)
         return not self.closing
 
+    @property
+    def unread_bytes(self) -> int:
+        """How much was written that the peer has not taken yet."""
+        return self._transport.get_write_buffer_size()
+
     def close(self, code: int, reason: str = "") -> None:
         """Send the close frame; the socket is gone after `limits.close_seconds` at the latest.
 

@@ -2,6 +2,7 @@
 
 import time
 from typing import Final
+from uuid import UUID
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,7 +17,7 @@ from dispatch.push_client import WebPush
 from dispatch.ratelimit import KeyedRate
 
 # Each may look up a name that she chose.
-SUBSCRIPTIONS_PER_MINUTE: Final = 20
+SUBSCRIPTIONS_PER_MINUTE: Final = 12
 
 
 class Push(Area):
@@ -24,6 +25,7 @@ class Push(Area):
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
+        self._subscribing: set[UUID] = set()
         self._rate = KeyedRate(SUBSCRIPTIONS_PER_MINUTE / 60, burst=SUBSCRIPTIONS_PER_MINUTE)
 
     def paths(self) -> list[Path]:
@@ -46,9 +48,14 @@ class Push(Area):
         caller = await self.caller(request, Role.MECHANIC)
         guard = self._web_push().guard
         form = await body(request, push.SubscriptionForm)
-        if not self._rate.take(caller.user_id, time.monotonic()):
+        busy = caller.user_id in self._subscribing
+        if busy or not self._rate.take(caller.user_id, time.monotonic()):
             raise RateLimited("too many subscriptions; try again in a minute")
-        device, is_new = await push.subscribe(self.node.pool, guard, caller.user_id, form)
+        self._subscribing.add(caller.user_id)
+        try:
+            device, is_new = await push.subscribe(self.node.pool, guard, caller.user_id, form)
+        finally:
+            self._subscribing.discard(caller.user_id)
         self.node.devices_changed(caller.user_id)
         return ok(device, status=201 if is_new else 200)
 

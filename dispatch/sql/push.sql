@@ -1,5 +1,10 @@
 -- Web push: the devices of mechanics, and what they are told.
 
+-- name: approved
+-- Whether a mechanic is approved; no row for one who was deleted.
+SELECT c.approved FROM candidates c JOIN mechanics m ON m.id = c.mechanic_id
+ WHERE m.id = $1 AND m.deleted_at IS NULL
+
 -- name: lock_mechanic
 -- One change of a mechanic's devices at a time, and none of one who is deleted.
 SELECT true FROM mechanics WHERE id = $1 AND deleted_at IS NULL FOR NO KEY UPDATE

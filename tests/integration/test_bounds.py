@@ -4,11 +4,15 @@ import asyncio
 import json
 import socket
 from asyncio import BaseTransport
+from contextlib import AsyncExitStack
+from uuid import uuid4
 
 import pytest
+from websockets.exceptions import ConnectionClosedError
 
 from dispatch.database import Connection
-from dispatch.protocol import MAX_SERVER_FRAME_BYTES
+from dispatch.gateway import MAX_SOCKETS
+from dispatch.protocol import MAX_SERVER_FRAME_BYTES, SNAPSHOT_OFFERS
 from dispatch.websocket import Connection as Wire
 from tests.conftest import MakeConfig
 from tests.integration.living import Client, living_node
@@ -92,3 +96,89 @@ async def test_a_node_counts_everybody_who_is_connected(
             return bool(await connection.fetchval("SELECT clients FROM nodes") == 3)
 
         await eventually(counted)
+
+
+async def test_what_does_not_fit_a_welcome_goes_to_that_device_alone(
+    make_config: MakeConfig, connection: Connection
+) -> None:
+    mechanic_id, cards = await add_mechanic(connection), SNAPSHOT_OFFERS + 20
+    for _ in range(cards):
+        await book(connection)
+    async with living_node(make_config(request_ttl_seconds=7200.0)) as living:
+        await eventually(lambda: len(living.node.board.open_entries()) == cards)
+        async with (
+            living.client(mechanic_id, "mechanic") as phone,
+            living.client(mechanic_id, "mechanic") as tablet,
+        ):
+            for device in (phone, tablet):
+                await read_cards(device, cards - SNAPSHOT_OFFERS)
+                await device.settle()
+
+            assert [len(device.of("offer")) for device in (phone, tablet)] == [20, 20]
+
+
+async def test_a_user_has_a_bounded_number_of_sockets(
+    make_config: MakeConfig, connection: Connection
+) -> None:
+    customer_id = await add_customer(connection)
+    async with living_node(make_config()) as living, AsyncExitStack() as stack:
+        for _ in range(MAX_SOCKETS):
+            await stack.enter_async_context(living.client(customer_id, "customer"))
+
+        with pytest.raises(ConnectionClosedError) as refused:
+            async with living.client(customer_id, "customer"):
+                pass
+
+    assert refused.value.rcvd is not None
+    assert refused.value.rcvd.code == 4429
+
+
+async def test_a_card_that_is_seen_a_thousand_times_is_on_record_once(
+    make_config: MakeConfig, connection: Connection
+) -> None:
+    mechanic_id = await add_mechanic(connection)
+    async with (
+        living_node(make_config(rate_messages=0.0)) as living,
+        living.client(mechanic_id, "mechanic") as mechanic,
+    ):
+        booked = await living.book(await add_customer(connection))
+        card = await mechanic.until("offer")
+        for _ in range(10):
+            await mechanic.send("offer.seen", offer_ids=[card["offer_id"]] * 100)
+        await mechanic.settle()
+        await living.node.audit.flush()
+
+    seen = await connection.fetch(
+        "SELECT unnest(seen_mechanic_ids) FROM routing_decisions WHERE request_id = $1",
+        booked.request_id,
+    )
+    assert [row[0] for row in seen] == [mechanic_id]
+
+
+async def test_who_is_not_meant_learns_nothing_by_declining_or_joining_and_leaves_no_row(
+    make_config: MakeConfig, connection: Connection
+) -> None:
+    workshop_id = await add_workshop(connection)
+    outsider = await add_mechanic(connection)
+    customer_id = await add_customer(connection)
+    async with (
+        living_node(make_config()) as living,
+        living.client(outsider, "mechanic") as mechanic,
+    ):
+        booked = await living.book(
+            customer_id, routing_type="workshop_only", workshop_id=workshop_id
+        )
+        entry = await eventually(lambda: living.node.board.get(booked.request_id))
+        answers = []
+        for offer_id in (entry.booking.offer_id, uuid4()):
+            await mechanic.send("offer.decline", offer_id=offer_id, id="d")
+            answers.append(await mechanic.until("error", re="d"))
+        joins = [
+            await living.call(outsider, "mechanic", "POST", f"/api/sessions/{session_id}/join")
+            for session_id in (booked.session_id, uuid4())
+        ]
+
+    assert answers[0] == answers[1]
+    assert joins[0] == joins[1]
+    assert joins[0][0] == 404
+    assert await connection.fetchval("SELECT count(*) FROM accepts") == 0

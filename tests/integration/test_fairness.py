@@ -346,6 +346,8 @@ class Receiver:
         self.device: str | None = None
         self.epoch = 0
         self.offers_sent = 0
+        self.closing = False
+        self.unread_bytes = 0
         self._order = order
 
     def send(self, data: bytes) -> None:

@@ -171,16 +171,17 @@ async def test_a_kind_whose_server_hangs_holds_up_no_other_kind(pool: Pool) -> N
         begun.append(payload["number"])
         await asyncio.Event().wait()
 
-    for number in range(10):
+    places = CONCURRENCY["push"]
+    for number in range(places + 5):
         await put(pool, number, kind="push")
     refunds = Courier()
     async with running(Outbox(pool, {"push": hang, "refund": refunds})):
-        await eventually(lambda: len(begun) == CONCURRENCY)
-        for number in range(10, 20):
+        await eventually(lambda: len(begun) == places)
+        for number in range(100, 110):
             await put(pool, number)
         await eventually(lambda: len(refunds.delivered) == 10)
 
-    assert len(begun) == CONCURRENCY
+    assert len(begun) == places
 
 
 async def test_a_kind_that_this_node_does_not_know_is_left_to_one_that_does(pool: Pool) -> None:

@@ -1,14 +1,17 @@
 """One message to one device: what a push service is sent, and what its answers mean."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from uuid import uuid4
 
 import pytest
+from msgspec.structs import replace
 
 from dispatch import push_client
 from dispatch.errors import Unavailable
-from dispatch.push_client import Answer, Device, Message, WebPush
+from dispatch.push_client import SILENT_TIMES, Answer, Device, Message, WebPush
 from dispatch.push_guard import look_up
 from tests.integration import push_service
 from tests.integration.push_service import SUBJECT, Browser, PushService
@@ -188,3 +191,48 @@ async def test_nothing_of_a_subscription_is_logged(
 
 async def test_the_system_finds_the_addresses_of_a_name() -> None:
     assert "127.0.0.1" in await look_up("localhost", 443)
+
+
+async def test_interim_answers_without_end_are_hung_up_on_and_hold_up_nobody(
+    service: PushService, web_push: WebPush
+) -> None:
+    browser = service.browser()
+    hung_up = asyncio.Event()
+
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while True:
+                writer.write(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000)
+                await writer.drain()
+        hung_up.set()
+
+    async with await asyncio.start_server(endless, "127.0.0.1", 0) as server:
+        origin = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        ours = WebPush(service.private_key, SUBJECT, (origin,))
+        device = replace(device_of(browser), endpoint=f"{origin}/x")
+
+        answer = await ours.send(device, MESSAGE)
+
+        await hung_up.wait()
+        await ours.close()
+    assert answer.fate == "later"
+
+
+async def test_a_service_that_is_silent_is_left_alone_for_a_while_and_no_other_is(
+    service: PushService, web_push: WebPush, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dispatch.push_client.SEND_SECONDS", 0.05)
+    silent, fine = service.browser(), service.browser()
+    ours = WebPush(service.private_key, SUBJECT, (service.url,))
+    silent.answers.extend([push_service.Answer(hangs=True)] * (SILENT_TIMES + 1))
+
+    answers = [await ours.send(device_of(silent), MESSAGE) for _ in range(SILENT_TIMES + 1)]
+
+    assert {answer.fate for answer in answers} == {"later"}
+    assert silent.tries == SILENT_TIMES
+    assert answers[-1].retry_after_seconds > 0
+    ours._silent.clear()
+    assert (await ours.send(device_of(fine), MESSAGE)).fate == "delivered"
+    assert ours._silent == {}
+    service.ended.set()
+    await ours.close()

@@ -1,7 +1,9 @@
 """Where a notification may go: to push services of the internet, and nowhere near ourselves."""
 
+import asyncio
 import ipaddress
 import socket
+import threading
 
 import aiohttp
 import pytest
@@ -261,20 +263,30 @@ async def test_a_name_that_nobody_knows_and_one_of_this_network_get_the_same_ans
 async def test_names_that_cannot_be_looked_up_now_are_nobodys_fault(
     monkeypatch: pytest.MonkeyPatch, error: Exception, raised: type[DispatchError]
 ) -> None:
-    monkeypatch.setattr("asyncio.get_running_loop", lambda: FailingLoop(error))
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("socket.getaddrinfo", fail)
 
     with pytest.raises(raised):
         await Guard(()).check("https://push.example/x")
 
 
-class FailingLoop:
-    """A loop whose look-ups fail."""
+async def test_silent_names_of_some_hold_up_no_other_look_ups_of_this_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer = threading.Event()
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: answer.wait() and [])
+    monkeypatch.setattr("dispatch.push_guard.LOOK_UP_SECONDS", 0.05)
+    try:
+        silent = [Guard(()).check(f"https://silent-{n}.example/x") for n in range(40)]
+        refused = await asyncio.gather(*silent, return_exceptions=True)
+        others = [asyncio.to_thread(int) for _ in range(4)]  # the pool that everybody shares
 
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-    async def getaddrinfo(self, *arguments: object, **options: object) -> None:
-        raise self.error
+        assert await asyncio.gather(*others) == [0, 0, 0, 0]
+    finally:
+        answer.set()
+    assert {type(error) for error in refused} == {Unavailable}
 
 
 # --- connecting -----------------------------------------------------------------------------------
