@@ -825,7 +825,12 @@ BEGIN
         IF prior.offer_id <> p_offer_id THEN  -- an accept_id belongs to one round
             RETURN QUERY SELECT 'lost', 'not_found', NULL::uuid, NULL::uuid, NULL::json;
         ELSE
-            RETURN QUERY SELECT prior.verdict, prior.reason, r.id, r.session_id, NULL::json;
+            -- Who was busy then, or not available, is told why it is over now.
+            RETURN QUERY SELECT prior.verdict,
+                                CASE WHEN prior.reason IN ('busy', 'unavailable')
+                                     THEN coalesce(round_.outcome, prior.reason)
+                                     ELSE prior.reason END,
+                                r.id, r.session_id, NULL::json;
         END IF;
         RETURN;
     END IF;

@@ -156,11 +156,12 @@ class _Part:
         self.fanout = Fanout(
             self.hub,
             self.board,
-            Audience(node_id, self.hub.elsewhere),
+            Audience(node_id, self.hub.apart),
             self.audit,
             now=_now,
             publish=lambda hint: None,
             pace=lambda mechanic, rest: None,
+            stood_still=lambda: False,
             capacity=1,
         )
         for facts in candidates:

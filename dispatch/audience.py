@@ -9,7 +9,7 @@ and `hints`. Time is passed in (monotonic seconds).
 """
 
 from collections import Counter
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping
 from typing import Final
 from uuid import UUID
 
@@ -28,10 +28,10 @@ Group = tuple[UUID | None, bool]  # workshop, specialist
 class Audience:
     """The counts of all nodes, as this one has heard them."""
 
-    def __init__(self, node_id: UUID, elsewhere: Set[UUID]) -> None:
-        """`elsewhere` always holds the mechanics here who are on another node too."""
+    def __init__(self, node_id: UUID, apart: Mapping[UUID, None]) -> None:
+        """`apart` always holds the mechanics whom another node may count too."""
         self._node_id = node_id
-        self._elsewhere = elsewhere
+        self._apart = apart
         self._asked_here: dict[UUID, tuple[int, set[UUID]]] = {}
         self._reaches: dict[UUID, dict[UUID, Reach]] = {}
         self._rosters: dict[UUID, tuple[float, Roster]] = {}
@@ -50,13 +50,14 @@ class Audience:
         if len(asked) == before:
             return None
         self._asked_here[booking.request_id] = (booking.generation, asked)
-        named = asked if len(asked) <= NAMED else asked & self._elsewhere
+        return self._reach(booking.request_id)
+
+    def _reach(self, request_id: UUID) -> Reach:
+        """What this node says of a booking: who may be counted elsewhere too is named."""
+        generation, asked = self._asked_here[request_id]
+        named = asked if len(asked) <= NAMED else asked & self._apart.keys()
         reach = Reach(
-            self._node_id,
-            booking.request_id,
-            booking.generation,
-            len(asked) - len(named),
-            tuple(named),
+            self._node_id, request_id, generation, len(asked) - len(named), tuple(sorted(named))
         )
         self.hear_reach(reach)
         return reach
@@ -67,9 +68,13 @@ class Audience:
         return frozenset(asked) if generation == booking.generation else frozenset()
 
     def reaches_here(self) -> list[Reach]:
-        """What this node has told of the bookings that live."""
-        mine = [self._reaches.get(each, {}).get(self._node_id) for each in self._asked_here]
-        return [reach for reach in mine if reach is not None]
+        """What this node says of the bookings that live, as of now."""
+        return [self._reach(request_id) for request_id in self._asked_here]
+
+    def reaches_changed(self) -> list[Reach]:
+        """Those that are not what it said last, because somebody left or came to another node."""
+        before = {each: self._reaches[each].get(self._node_id) for each in self._asked_here}
+        return [reach for reach in self.reaches_here() if reach != before[reach.request_id]]
 
     def hear_reach(self, reach: Reach) -> None:
         """Takes one node's count for one round."""

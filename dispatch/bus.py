@@ -40,8 +40,8 @@ class Bus:
     """This node's end of the channel `dispatch:{namespace}:hints`.
 
     `receive` gets the hints of one message of another node, in its order; never our own, which
-    were applied here when they were made. `resync` says that hints may have been missed. Both are
-    called on the loop and must be quick.
+    were applied here when they were made. `resync` says that hints may have been missed, by us or
+    of us. Both are called on the loop and must be quick.
     """
 
     def __init__(
@@ -108,13 +108,18 @@ class Bus:
     # --- speaking ---------------------------------------------------------------------------------
 
     async def _speak(self) -> None:
+        may_be_unheard = False
         while True:
             try:
                 await self._mouth.open()
+                if may_be_unheard:
+                    may_be_unheard = False
+                    self._resync()
                 while True:
                     await self._say_everything()
                     await self._wait_for_hints()
             except Unavailable as error:
+                may_be_unheard = True
                 self._lose(error)
             await asyncio.sleep(random.uniform(*RETRY_SECONDS))
 

@@ -9,6 +9,7 @@ It fails with `Unavailable` (Postgres is away: nothing was changed, or the calle
 asks again), `NotFound`, and `Rejected`, which carries the core's code for why nothing changed.
 """
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -55,12 +56,11 @@ from dispatch.core.types import (
     Stage,
     StartRound,
     Summon,
-    Warn,
     Widen,
 )
-from dispatch.errors import Conflict, NotFound
+from dispatch.errors import Conflict, NotFound, Unavailable
 from dispatch.fanout import Fanout
-from dispatch.hints import BookingChanged, Entry, Hint, MechanicChanged, SessionWarned
+from dispatch.hints import BookingChanged, Entry, Hint, MechanicChanged
 from dispatch.metrics import Metrics
 from dispatch.presence import PresenceRegistry
 from dispatch.protocol import LostReason
@@ -73,6 +73,7 @@ log = logging.getLogger(__name__)
 
 # More deadlines of one booking than this cannot be due at once.
 _MAX_STEPS: Final = 8
+_AGAIN_SECONDS: Final = 1.0
 _SUMMONED: Final = 50  # mechanics who are notified of one urgent booking
 _NOT_EARLY: Final = timedelta(milliseconds=5)
 
@@ -296,8 +297,22 @@ class Dispatcher:
         self._fanout.note_seen(mechanic_id, booking)
         named = booking.stage is Stage.PRIORITY and mechanic_id == booking.preferred_mechanic_id
         if named and booking.seen_at is None:
-            with contextlib.suppress(Rejected):
-                await self._change(booking.request_id, Seen(mechanic_id))
+            try:
+                await self._saw(booking.request_id, mechanic_id)
+            except Unavailable:
+                self._tasks.spawn(self._saw_before(booking.request_id, mechanic_id), "seen")
+
+    async def _saw(self, request_id: UUID, mechanic_id: UUID) -> None:
+        with contextlib.suppress(Rejected):
+            await self._change(request_id, Seen(mechanic_id))
+
+    async def _saw_before(self, request_id: UUID, mechanic_id: UUID) -> None:
+        """Postgres was away when she looked: nobody waits for an answer, and it is not lost."""
+        while True:
+            await asyncio.sleep(_AGAIN_SECONDS)
+            with contextlib.suppress(Unavailable):
+                await self._saw(request_id, mechanic_id)
+                return
 
     async def set_available(self, mechanic_id: UUID, available: bool) -> Facts:
         """Stores what she says of herself. The caller answers her, then calls `tell_facts`."""
@@ -407,9 +422,6 @@ class Dispatcher:
             self._announce(after)
         if queued:
             self._effects_queued()
-        if Warn() in decision.effects:
-            self._fanout.warn(after)
-            self._publish(SessionWarned(request_id))
         return self._newest(after)
 
     def _newest(self, entry: Entry) -> Entry:
@@ -444,8 +456,8 @@ class Dispatcher:
                 await self._store.ask(locked, mechanic_id, routing.SCORE_FAVOURITE, attempt)
             case Answered(mechanic_id, status, reason):
                 await self._store.answer(locked, mechanic_id, status, reason)
-            case Log() | Warn() | Refund() | Summon():
-                pass  # recorded together; told after the commit; queued
+            case Log() | Refund() | Summon():
+                pass  # recorded together; queued
             case _ as unreachable:
                 assert_never(unreachable)
 

@@ -53,9 +53,11 @@ class Fanout:
         now: Callable[[], datetime],
         publish: Callable[[Hint], None],
         pace: Callable[[OnlineMechanic, list[Entry]], None],
+        stood_still: Callable[[], bool],
         capacity: int,
     ) -> None:
-        """`pace` sends more cards than should be written at once."""
+        """`pace` sends more cards than should be written at once; `stood_still` says whether this
+        process has not run for a while."""
         self._hub = hub
         self._board = board
         self._audience = audience
@@ -63,21 +65,63 @@ class Fanout:
         self._now = now
         self._publish = publish
         self._pace = pace
+        self._stood_still = stood_still
+        self._behind = False
+        self._catching_up = False
+        self._refused: dict[UUID, int] = {}  # the highest version that was not taken
+        self._answered: list[tuple[UUID, Socket]] = []  # while nothing was taken
+        self._late: set[UUID] = set()  # whose cards wait for `catch_up`
         self._capacity = capacity
         self._answering: dict[UUID, set[Socket]] = {}
         self._counts_changed: set[UUID] = set()
         self._told: dict[UUID, tuple[int, int]] = {}  # the counts that customers here read last
 
+    # --- a node that stood still
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether this node stood still and has not compared its board with Postgres since.
+
+        What its board says is open may long be over, and what it has just heard or read may be as
+        old: nothing is taken, and nothing shown, until `catch_up`.
+        """
+        self._behind = self._behind or self._stood_still()
+        return self._behind
+
+    def catch_up(self, entries: Iterable[Entry]) -> None:
+        """Takes what Postgres has and the board has not; then everybody sees what she may have."""
+        self._behind, self._catching_up = False, True
+        refused, self._refused = self._refused, {}
+        for entry in entries:
+            # Somebody here may have been answered with a higher one, which is read the next time.
+            if entry.booking.version >= refused.get(entry.booking.request_id, 0):
+                self.apply(entry)
+        self._catching_up = False
+        answered, self._answered = self._answered, []
+        for offer_id, socket in answered:
+            self._is_answered(offer_id, socket)
+        late, self._late = self._late, set()
+        for mechanic_id in late:
+            mechanic = self._hub.mechanic(mechanic_id)
+            if mechanic is not None:
+                self._set_facts(mechanic, mechanic.candidate)
+
     # --- a booking changed
 
     def apply(self, entry: Entry) -> bool:
-        """Puts the entry on the board and shows the difference; False when it is not newer."""
+        """Puts the entry on the board and shows the difference; False when it is not newer, or when
+        nothing is taken because this node stood still."""
+        if self.is_behind:
+            request_id, version = entry.booking.request_id, entry.booking.version
+            self._refused[request_id] = max(version, self._refused.get(request_id, 0))
+            return False
         change = self._board.put(entry)
         if change is None:
             return False
         self._end_round(change)
         self._offer(change)
         self._tell_participants(change)
+        self._warn(change)
         self._tell_busy(change)
         return True
 
@@ -93,9 +137,16 @@ class Fanout:
         try:
             yield
         finally:
-            sockets.discard(socket)
-            if not sockets:
-                self._answering.pop(offer_id, None)
+            if self._behind:  # what it was answered is heard only when we catch up
+                self._answered.append((offer_id, socket))
+            else:
+                self._is_answered(offer_id, socket)
+
+    def _is_answered(self, offer_id: UUID, socket: Socket) -> None:
+        sockets = self._answering.get(offer_id, set())
+        sockets.discard(socket)
+        if not sockets:
+            self._answering.pop(offer_id, None)
 
     def _end_round(self, change: Change) -> None:
         """Whoever holds a card of a round that is over gets it won or revoked, never silence."""
@@ -225,11 +276,15 @@ class Fanout:
         return replace(candidate, live_sessions=self._board.live_sessions(candidate.mechanic_id))
 
     def _set_facts(self, mechanic: OnlineMechanic, candidate: Candidate) -> None:
+        before = mechanic.candidate
         self._hub.set_candidate(mechanic, self.facts_with_sessions(candidate))
+        if self.is_behind or self._catching_up:
+            self._late.add(candidate.mechanic_id)
         missing = [
             entry
-            for entry in (self.ranked(mechanic) if self._is_free(mechanic) else ())
+            for entry in (self.ranked(mechanic) if self._can_be_shown(mechanic) else ())
             if mechanic.shown.get(entry.booking.request_id) != entry.booking.offer_id
+            or routing.terms(entry.booking, before) != routing.terms(entry.booking, candidate)
         ]
         if len(missing) > AT_ONCE:
             self._pace(mechanic, missing)
@@ -289,10 +344,11 @@ class Fanout:
         self._audit.considered(booking, 0, [mechanic_id], [score], [], self._now())
         self._count(booking, (mechanic.candidate.mechanic_id,))
 
-    def _is_free(self, mechanic: OnlineMechanic) -> bool:
+    def _can_be_shown(self, mechanic: OnlineMechanic) -> bool:
         """Whether there can be anything for her at all, before every open booking is looked at."""
         candidate = mechanic.candidate
-        return candidate.available and candidate.live_sessions < self._capacity
+        is_free = candidate.available and candidate.live_sessions < self._capacity
+        return is_free and not (self._behind or self._catching_up)
 
     def _exclusion(self, mechanic: OnlineMechanic, booking: Booking) -> routing.Exclusion | None:
         return routing.exclusion(booking, mechanic.candidate, self._capacity)
@@ -350,14 +406,16 @@ class Fanout:
             if here and self._told.get(request_id) != self._counts(entry.booking):
                 self._tell_customer(entry)
 
-    def warn(self, session_entry: Entry) -> None:
-        """Tells both sides that the end of their session is near."""
-        warning = frames.session_warning(session_entry, self._now())
-        if warning is not None:
-            booking = session_entry.booking
-            self._hub.send(booking.customer_id, warning)
-            if booking.mechanic_id is not None:
-                self._hub.send(booking.mechanic_id, warning)
+    def _warn(self, change: Change) -> None:
+        """Tells both sides that the end of their session is near, however that was heard."""
+        if change.before is None or change.before.booking.warned_at is not None:
+            return
+        warning = frames.session_warning(change.after, self._now())
+        booking = change.after.booking
+        if warning is not None and booking.warned_at is not None:
+            for user_id in (booking.customer_id, booking.mechanic_id):
+                if user_id is not None:
+                    self._hub.send(user_id, warning)
 
     def _count(self, booking: Booking, mechanic_ids: Iterable[UUID]) -> None:
         reach = self._audience.asked_here(booking, mechanic_ids)

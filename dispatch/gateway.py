@@ -7,7 +7,7 @@ live booking, and what changes afterwards is pushed.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Final, TypeVar, assert_never
@@ -97,7 +97,10 @@ class Gateway:
         clock: Clock,
         authenticator: Authenticator,
         tasks: Tasks,
+        *,
+        up_to_date: Callable[[], Awaitable[None]],
     ) -> None:
+        """`up_to_date` returns once the board can be trusted."""
         self.node_id = node_id
         self.draining = False
         self.allowed_origins = frozenset(config.allowed_origins)
@@ -113,6 +116,7 @@ class Gateway:
         self._clock = clock
         self._authenticator = authenticator
         self._tasks = tasks
+        self._up_to_date = up_to_date
         self._pacing: dict[UUID, asyncio.Task[None]] = {}
         self._arrivals: Gathering[Arrivals] = Gathering(store.arrivals, "read-arrivals")
         self._customers: Gathering[_Customers] = Gathering(self._read_customers, "read-customers")
@@ -136,6 +140,7 @@ class Gateway:
         if len(self._hub.sockets_of(connection.user_id)) >= MAX_SOCKETS:
             connection.close(CloseCode.FLOOD, "too many connections of this user")
             return
+        await self._up_to_date()
         match connection.role:
             case Role.MECHANIC:
                 await self._welcome_mechanic(connection, device)
@@ -155,7 +160,7 @@ class Gateway:
             self._presence.leave(connection.user_id, connection.connection_id)
 
     async def _welcome_mechanic(self, connection: Connection, device: str | None) -> None:
-        arrivals = await self._arrivals.get(connection.user_id)
+        arrivals = await self._read_arrivals(connection.user_id)
         facts = arrivals.facts.get(connection.user_id)
         if facts is None:
             raise NotAuthenticated("no such mechanic")
@@ -187,6 +192,14 @@ class Gateway:
         connection.send_frame(self._welcome(connection, snapshot))
         if rest:
             self.pace(mechanic, rest, only_to=connection)
+
+    async def _read_arrivals(self, user_id: UUID) -> Arrivals:
+        """Read again where this node stood still meanwhile."""
+        while True:
+            await self._up_to_date()
+            arrivals = await self._arrivals.get(user_id)
+            if not self._fanout.is_behind:
+                return arrivals
 
     def _snapshot_offers(self, mechanic: OnlineMechanic, ranked: list[Entry]) -> list[Offer]:
         """The first offers of a snapshot: at most 50, and no more than a frame may hold."""
@@ -226,6 +239,7 @@ class Gateway:
     ) -> None:
         to = None if only_to is None else (only_to,)
         for number, entry in enumerate(rest):
+            await self._up_to_date()
             sockets = to or tuple(mechanic.sockets)
             if number % SNAPSHOT_OFFERS == SNAPSHOT_OFFERS - 1 or _have_unread(sockets):
                 await _until_read(sockets)

@@ -39,12 +39,6 @@ class BookingChanged(Struct, frozen=True, tag="b"):
     entry: Entry
 
 
-class SessionWarned(Struct, frozen=True, tag="w"):
-    """The end of this booking's session is near: its participants are to be warned."""
-
-    request_id: UUID
-
-
 class MechanicChanged(Struct, frozen=True, tag="m"):
     """Facts of a mechanic changed (approved, available, workshop, specialist)."""
 
@@ -107,7 +101,6 @@ class Roster(Struct, frozen=True, tag="o"):
 
 Hint = (
     BookingChanged
-    | SessionWarned
     | MechanicChanged
     | UserRevoked
     | PresenceChanged

@@ -8,11 +8,13 @@ own outbox. No I/O of its own, no decisions; imports `core`, `protocol` and noth
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import Protocol
+from typing import Final, Protocol
 from uuid import UUID
 
 from dispatch.core.types import Candidate, Role, Stage
 from dispatch.protocol import CloseCode, ServerFrame, prepare
+
+APART: Final = 20_000
 
 
 class Socket(Protocol):
@@ -68,15 +70,17 @@ class OnlineMechanic:
 class Hub:
     """Every authenticated socket of this node.
 
-    `ready` counts its approved and available mechanics by (workshop, specialist); `elsewhere` holds
-    those of its mechanics who are known to have a device on another node too.
+    `ready` counts its approved and available mechanics by (workshop, specialist). `apart` holds
+    mechanics whom another node may count too: those here who have a device there, and those who
+    have left, perhaps for there; the latest of them.
     """
 
     def __init__(self) -> None:
         self._sockets: defaultdict[UUID, set[Socket]] = defaultdict(set)
         self._mechanics: dict[UUID, OnlineMechanic] = {}
         self.ready: Counter[tuple[UUID | None, bool]] = Counter()
-        self.elsewhere: set[UUID] = set()
+        self.apart: dict[UUID, None] = {}
+        self.parted = 0  # how often somebody was added to it
         self._watchers: defaultdict[UUID, set[Socket]] = defaultdict(set)
         self._watched: defaultdict[UUID, set[UUID]] = defaultdict(set)
 
@@ -108,7 +112,7 @@ class Hub:
             mechanic.sockets.discard(socket)
             if not mechanic.sockets:
                 del self._mechanics[socket.user_id]
-                self.elsewhere.discard(socket.user_id)
+                self._set_apart(socket.user_id)
                 self._count_ready(mechanic.candidate, -1)
         for mechanic_id in self._watched.pop(socket.connection_id, set()):
             self._unwatch(socket, mechanic_id)
@@ -124,13 +128,24 @@ class Hub:
     def share(self, mechanic_id: UUID) -> None:
         """The mechanic, if she is here, has a device on another node too."""
         if mechanic_id in self._mechanics:
-            self.elsewhere.add(mechanic_id)
+            self._set_apart(mechanic_id)
+
+    def _set_apart(self, mechanic_id: UUID) -> None:
+        self.apart.pop(mechanic_id, None)
+        self.apart[mechanic_id] = None
+        self.parted += 1
+        if len(self.apart) > APART:
+            del self.apart[next(iter(self.apart))]
 
     def to_be_named(self, at_most: int) -> list[Candidate]:
         """Everyone while they are no more than that, else those who are on another node too."""
         if len(self._mechanics) <= at_most:
             return [mechanic.candidate for mechanic in self._mechanics.values()]
-        return [self._mechanics[each].candidate for each in self.elsewhere]
+        return [self._mechanics[each].candidate for each in self.shared()]
+
+    def shared(self) -> list[UUID]:
+        """The mechanics here who have a device on another node too, or had one not long ago."""
+        return [each for each in self.apart if each in self._mechanics]
 
     def set_candidate(self, mechanic: OnlineMechanic, candidate: Candidate) -> None:
         """Routing sees these facts of her from now on."""

@@ -39,7 +39,6 @@ from dispatch.hints import (
     Reach,
     ReachWanted,
     Roster,
-    SessionWarned,
     UserRevoked,
 )
 from dispatch.hub import Hub
@@ -62,6 +61,9 @@ log = logging.getLogger(__name__)
 OVERDUE_BATCH: Final = 100
 COUNTS_SECONDS: Final = 0.05
 ROSTER_REPEAT_SECONDS: Final = 2.0
+REACH_SECONDS: Final = 1.0
+STILL_SECONDS: Final = 2.0
+CATCH_UP_SECONDS: Final = 5.0
 CLOCK_SECONDS: Final = 10.0
 DEGRADED_RECONCILE_SECONDS: Final = 0.5
 READY_SECONDS: Final = 1.0
@@ -95,7 +97,7 @@ class Node:
         self.hub = Hub()
         self.metrics = Metrics(node_id)
         self.login_rate = login_rate(config.rate_logins)
-        self.audience = Audience(node_id, self.hub.elsewhere)
+        self.audience = Audience(node_id, self.hub.apart)
         self.waterfall = Waterfall(self.metrics)
         self.audit = Audit(self.store, node_id, self.clock.now, self.waterfall)
         self.bus = Bus(config.redis_url, space, node_id, self._hear, self._resync)
@@ -122,6 +124,9 @@ class Node:
         self._facts_since: datetime | None = None
         self._changes_told: dict[UUID, datetime] = {}  # of mechanics, as far as they are read again
         self._postgres_lost = False
+        self._ran_at = time.monotonic()  # when this process was seen to run
+        self._caught_up = asyncio.Event()
+        self._roster_at = 0.0  # when the roster was told last
         self._doubtful = True  # whether presence was unknown when watchers were told of it last
         self._watch_gauges()
 
@@ -134,6 +139,7 @@ class Node:
             now=self.clock.now,
             publish=self.bus.publish,
             pace=lambda mechanic, rest: self.gateway.pace(mechanic, rest),
+            stood_still=self._stood_still,
             capacity=self.config.mechanic_capacity,
         )
 
@@ -181,6 +187,7 @@ class Node:
             self.clock,
             self.authenticator,
             self.tasks,
+            up_to_date=self._up_to_date,
         )
 
     @classmethod
@@ -232,6 +239,7 @@ class Node:
         steps: dict[str, Coroutine[Any, Any, None]] = {
             "tasks": self.tasks.close(),
             "audit": self.audit.flush(),
+            "outbox": self._give_back(),
             "presence": self.presence.close(),
             "bus": self.bus.close(),
             "stripe": self.stripe.close(),
@@ -244,6 +252,12 @@ class Node:
                     await step
             except TimeoutError:
                 log.warning("%s did not close in time", name)
+
+    async def _give_back(self) -> None:
+        try:
+            await self.outbox.close()
+        except Unavailable:
+            log.info("what this node was delivering is delivered by another after its lease")
 
     # --- speaking and hearing
 
@@ -261,10 +275,6 @@ class Node:
         match hint:
             case BookingChanged(entry):
                 self.fanout.apply(entry)
-            case SessionWarned(request_id):
-                entry_here = self.board.get(request_id)
-                if entry_here is not None:
-                    self.fanout.warn(entry_here)
             case MechanicChanged(candidate, changed_at):
                 self._mechanic_changed(candidate, changed_at)
             case PresenceChanged(user_id) | DevicesChanged(user_id):
@@ -272,8 +282,7 @@ class Node:
             case MechanicShared(user_id):
                 self.hub.share(user_id)
             case ReachWanted():
-                for reach in self.audience.reaches_here():
-                    self.bus.publish(reach)
+                self._say_counts()
             case UserRevoked(user_id, token_epoch):
                 self.close_revoked(user_id, token_epoch)
             case Reach(_, request_id):
@@ -349,12 +358,42 @@ class Node:
         """Something may not have been heard: what Postgres knows is read, the rest is asked for."""
         self._reconcile_now.set()
         self.bus.publish(ReachWanted())
+        self._say_counts()
+
+    def _stood_still(self) -> bool:
+        """Whether this process has just not run for a while: stopped, or starved."""
+        return time.monotonic() - self._ran_at > STILL_SECONDS
+
+    async def _up_to_date(self) -> None:
+        """Returns once the board was compared after this node stood still. Raises `Unavailable`."""
+        if self.fanout.is_behind:
+            self._caught_up.clear()
+            self._reconcile_now.set()
+            try:
+                async with asyncio.timeout(CATCH_UP_SECONDS):
+                    await self._caught_up.wait()
+            except TimeoutError:
+                raise Unavailable("this node stood still and has not caught up") from None
+
+    def _say_counts(self) -> None:
+        """All that this node counts: who has a device elsewhere, whom it asked, who is here."""
+        for mechanic_id in self.hub.shared():
+            self.bus.publish(MechanicShared(mechanic_id))
+        for reach in self.audience.reaches_here():
+            self.bus.publish(reach)
+        self._roster_at = 0.0
 
     async def reconcile(self) -> None:
         """Reads what the board and the mechanics here are missing, and performs the difference."""
+        was_behind = self.fanout.is_behind
         stale = self.board.differences(await self.store.live_versions())
-        for entry in await self.store.entries(stale):
-            self.fanout.apply(entry)
+        entries = await self.store.entries(stale)
+        if was_behind:
+            self.fanout.catch_up(entries)
+            self._caught_up.set()
+        else:  # where it stood still meanwhile, nothing is taken and all is read again
+            for entry in entries:
+                self.fanout.apply(entry)
         asked_at = await self._database_clock()
         if self._facts_since is not None:  # before the first time nobody is here
             for facts in await self.store.facts_changed_since(self._facts_since):
@@ -400,17 +439,26 @@ class Node:
 
     async def _counts_loop(self) -> None:
         """Tells the others who is ready here, and customers how many were notified."""
-        last, said_at = None, 0.0
+        last, apart, looked_at = None, 0, 0.0
         while True:
             await asyncio.sleep(COUNTS_SECONDS)
-            now = time.monotonic()
+            if self.fanout.is_behind:
+                self._caught_up.clear()
+                self._reconcile_now.set()
+            self._ran_at = now = time.monotonic()
+            if now - looked_at > REACH_SECONDS and self.hub.parted != apart:
+                looked_at, apart = now, self.hub.parted
+                for reach in self.audience.reaches_changed():
+                    self.bus.publish(reach)
+                    self.fanout.counts_changed(reach.request_id)
             roster = self.audience.roster(self.hub.ready, self.hub.to_be_named(NAMED))
-            if roster != last or now - said_at > ROSTER_REPEAT_SECONDS:
-                last, said_at = roster, now
+            if roster != last or now - self._roster_at > ROSTER_REPEAT_SECONDS:
+                last, self._roster_at = roster, now
                 self.bus.publish(roster)
                 self.audience.hear_roster(roster, now)
                 self.fanout.all_counts_changed()
-            if self.audience.forget_silent_nodes(now):
+            # While the bus is deaf everybody is silent, and nobody is known to be gone.
+            if not self.bus.degraded and self.audience.forget_silent_nodes(now):
                 self.fanout.all_counts_changed()
             self.fanout.flush_counts()
             self._tell_of_doubt()

@@ -35,8 +35,8 @@ FORGET_SECONDS: Final = 600.0
 # somebody else's server, and one that hangs must not keep the others.
 CONCURRENCY: Final = {"refund": 4, "push": 32}
 # Three attempts of Stripe's client and its pauses, all hanging; the lease outlasts it.
-DELIVERY_SECONDS: Final = 90.0
-LEASE: Final = timedelta(seconds=120)
+DELIVERY_SECONDS: Final = {"refund": 90.0, "push": 12.0}
+LEASE: Final = {"refund": timedelta(seconds=120), "push": timedelta(seconds=15)}
 # 1 s, 2 s, 4 s … then every hour: most of two days, which outlasts an outage and the day for
 # which Stripe repeats a refusal under the same key.
 FIRST_RETRY_SECONDS: Final = 1.0
@@ -69,6 +69,7 @@ class Outbox:
         self._deliver = deliver
         self._woken = asyncio.Event()
         self._free = {kind: CONCURRENCY[kind] for kind in deliver}
+        self._under_way: dict[int, int] = {}  # id and attempt of what is being delivered
         self._is_away = False
 
     def wake(self) -> None:
@@ -86,11 +87,20 @@ class Outbox:
                     await self._forget()
                 for effect in await self._claim():
                     self._free[effect.kind] -= 1
+                    self._under_way[effect.id] = effect.attempts
                     deliveries.create_task(self._attempt(effect), name=effect.idempotency_key)
                 # Not wait_for: in Python 3.11 it can swallow a cancellation.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_SECONDS):
                         await self._woken.wait()
+
+    async def close(self) -> None:
+        """After `run` was cancelled: gives back what was under way, so that no node need wait for
+        the lease. Raises `Unavailable`."""
+        async with unavailable_when_lost():
+            await self._pool.execute(
+                _SQL["give_back"], list(self._under_way), list(self._under_way.values())
+            )
 
     async def _claim(self) -> list[Effect]:
         """As many rows of each kind as can be delivered now; none while Postgres is away."""
@@ -99,7 +109,7 @@ class Outbox:
             for kind, free in self._free.items():
                 if free:
                     async with unavailable_when_lost():
-                        claimed += await self._pool.fetch(_SQL["claim"], [kind], free, LEASE)
+                        claimed += await self._pool.fetch(_SQL["claim"], [kind], free, LEASE[kind])
                     self._note_back()
         except Unavailable as error:  # what was claimed before it is delivered all the same
             self._note_away(error)
@@ -116,7 +126,9 @@ class Outbox:
     async def _attempt(self, effect: Effect) -> None:
         try:
             await self._settle(effect, await self._try(effect))
+            del self._under_way[effect.id]
         except Unavailable as error:  # it stays leased, and is delivered again after the lease
+            del self._under_way[effect.id]
             self._note_away(error)
         finally:
             self._free[effect.kind] += 1
@@ -125,12 +137,12 @@ class Outbox:
     async def _try(self, effect: Effect) -> "_Failure | None":
         """Delivers; why not, if it did not work."""
         try:
-            async with asyncio.timeout(DELIVERY_SECONDS):
+            async with asyncio.timeout(DELIVERY_SECONDS[effect.kind]):
                 await self._deliver[effect.kind](effect.payload)
         except Unavailable as error:
             return _Failure(error.message, pause_seconds=error.retry_after_seconds)
         except TimeoutError:
-            return _Failure(f"no answer within {DELIVERY_SECONDS:.0f} s")
+            return _Failure(f"no answer within {DELIVERY_SECONDS[effect.kind]:.0f} s")
         except Refused as refused:
             why = " ".join(filter(None, (refused.message, refused.reason)))
             return _Failure(why, for_good=not refused.mended_by_time)

@@ -51,7 +51,6 @@ from dispatch.core.types import (
     Stage,
     StartRound,
     Summon,
-    Warn,
     Widen,
 )
 
@@ -320,6 +319,8 @@ def _decline(booking: Booking, event: Decline, now: datetime, policy: Policy) ->
         return _reject(booking, event, "not_found")
     if mechanic_id in booking.excluded:
         return Decision(booking)
+    if booking.expires_at <= now:
+        return _expire(booking, now)
     if routing.not_meant(booking, event.candidate) is not None:
         return _reject(booking, event, "not_found")
     declined = replace(booking, excluded=(*booking.excluded, mechanic_id))
@@ -338,10 +339,14 @@ def _favourite_lost(
 ) -> Decision:
     if booking.stage is not Stage.PRIORITY:
         return _reject(booking, event, "not_due")
+    if booking.expires_at <= now:
+        return _expire(booking, now)
     return _fall_back(booking, event.reason, now)
 
 
 def _widen(booking: Booking, event: Widen, now: datetime, policy: Policy) -> Decision:
+    if booking.stage is not None and booking.expires_at <= now:
+        return _expire(booking, now)
     match booking.stage:
         case Stage.PRIORITY:
             return _fall_back(booking, "customer_widened", now)
@@ -400,7 +405,7 @@ def _due_accepted(booking: Booking, event: Due, now: datetime, policy: Policy) -
     if Deadline.END in at and at[Deadline.END] <= now:
         return _complete(booking, ended_by=None)
     if Deadline.WARNING in at and at[Deadline.WARNING] <= now:
-        return Decision(replace(booking, warned_at=now), (Warn(), Log("warned")))
+        return Decision(replace(booking, warned_at=now), (Log("warned"),))
     return _reject(booking, event, "not_due")
 
 
@@ -447,6 +452,8 @@ def _reopen(booking: Booking, reason: str, now: datetime, policy: Policy) -> Dec
 
 
 def _join(booking: Booking, event: Join, now: datetime, policy: Policy) -> Decision:
+    if booking.join_by is not None and booking.join_by <= now:
+        return _due_accepted(booking, Due(), now, policy)  # too late, whoever finds it first
     if event.role is Role.CUSTOMER:
         if not booking.waiver_signed:
             return _reject(booking, event, "waiver_required")

@@ -298,11 +298,7 @@ class Answered(Struct, frozen=True):
     reason: str | None = None
 
 
-class Warn(Struct, frozen=True):
-    """The participants are told that the session's end is near."""
-
-
-Effect = Log | Refund | EndRound | StartRound | Ask | Summon | Answered | Warn
+Effect = Log | Refund | EndRound | StartRound | Ask | Summon | Answered
 
 
 class Rejection(Struct, frozen=True):

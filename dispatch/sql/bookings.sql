@@ -71,7 +71,8 @@ SELECT id FROM session_requests WHERE due_at <= dispatch_now() - $2::interval
 -- Requests that wait for a favourite who cannot take them any more (F4).
 SELECT r.id FROM session_requests r LEFT JOIN candidates c ON c.mechanic_id = r.preferred_mechanic_id
  WHERE r.stage = 'priority'
-   AND (c.mechanic_id IS NULL OR NOT c.approved OR NOT c.available OR c.live_sessions >= $1)
+   AND (c.mechanic_id IS NULL OR NOT c.approved OR NOT c.available OR c.live_sessions >= $1
+        OR (r.is_specialist AND NOT c.is_specialist))
 
 -- name: lock_booking
 -- Locks request and session; the booking after the lock, and the time that judges it.

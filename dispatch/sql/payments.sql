@@ -131,3 +131,10 @@ UPDATE outbox SET failed_at = dispatch_now(), last_error = $3
 DELETE FROM outbox
  WHERE kind = 'push' AND next_try_at < dispatch_now() - interval '1 day'
    AND (done_at IS NOT NULL OR failed_at IS NOT NULL)
+
+-- name: give_back
+-- Effects that a node had claimed and did not finish, by id and attempt: due again at once.
+UPDATE outbox o SET next_try_at = dispatch_now()
+  FROM unnest($1::bigint[], $2::int[]) AS claimed (id, attempts)
+ WHERE o.id = claimed.id AND o.attempts = claimed.attempts
+   AND o.done_at IS NULL AND o.failed_at IS NULL

@@ -31,7 +31,6 @@ from dispatch.core.types import (
     Refund,
     StartRound,
     Summon,
-    Warn,
 )
 from dispatch.database import Connection, Pool
 from dispatch.hints import Entry
@@ -270,7 +269,7 @@ async def _perform(store: Store, locked: Locked, booking: Booking, decision: Dec
                 await store.ask(locked, mechanic_id, 100, attempt)
             case Answered(mechanic_id, answer, reason):
                 await store.answer(locked, mechanic_id, answer, reason)
-            case Log() | Refund() | Summon() | Warn():
+            case Log() | Refund() | Summon():
                 pass
 
 

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from dispatch.bus import BUFFERED_HINTS, Bus
-from dispatch.hints import Envelope, Hint, SessionWarned, encode
+from dispatch.hints import Envelope, Hint, MechanicShared, encode
 from tests.integration.own_redis import OwnRedis, own_redis
 from tests.support import eventually
 
@@ -83,7 +83,7 @@ def server() -> Iterator[OwnRedis]:
 
 
 def hints(count: int) -> list[Hint]:
-    return [SessionWarned(UUID(int=number)) for number in range(1, count + 1)]
+    return [MechanicShared(UUID(int=number)) for number in range(1, count + 1)]
 
 
 def publish_raw(redis_url: str, namespace: str, *messages: bytes) -> None:
@@ -103,14 +103,14 @@ async def test_hints_reach_every_other_node_in_order_and_never_the_sender(
     for hint in hints(3):
         here.bus.publish(hint)
         await asyncio.sleep(0)
-    there.bus.publish(SessionWarned(UUID(int=99)))
+    there.bus.publish(MechanicShared(UUID(int=99)))
     await eventually(lambda: len(elsewhere.received) == 4 and len(there.received) == 3)
     await eventually(lambda: here.received)
 
     assert there.received == hints(3)
-    assert here.received == [SessionWarned(UUID(int=99))]
+    assert here.received == [MechanicShared(UUID(int=99))]
     assert sorted(str(hint) for hint in elsewhere.received) == sorted(
-        str(hint) for hint in [*hints(3), SessionWarned(UUID(int=99))]
+        str(hint) for hint in [*hints(3), MechanicShared(UUID(int=99))]
     )
     assert stranger.received == []
     assert [node.resyncs for node in (here, there, elsewhere)] == [1, 1, 1]
@@ -180,7 +180,7 @@ async def test_more_hints_than_can_be_kept_lose_the_oldest_and_the_others_resync
     here, there = connect(redis_url, namespace), connect(redis_url, namespace)
     await here.hears_itself()
     await there.hears_itself()
-    here.bus.publish(SessionWarned(uuid4()))
+    here.bus.publish(MechanicShared(uuid4()))
     await eventually(lambda: there.received)
     there.received.clear()
     before = there.resyncs
@@ -209,7 +209,7 @@ async def test_redis_may_be_absent_at_the_start(
         here.bus.publish(hints(1)[0])
         await eventually(lambda: there.received == hints(1))
 
-    assert [node.resyncs for node in (here, there)] == [1, 1]
+    assert [node.resyncs for node in (here, there)] == [2, 2]  # for what we heard, and what we said
     assert said() == ["bus lost"] * 2 + ["bus recovered"] * 2
 
 
@@ -224,11 +224,11 @@ async def test_a_killed_redis_is_noticed_survived_and_read_again_after(
     await eventually(lambda: here.bus.degraded and there.bus.degraded)
     here.bus.publish(hints(1)[0])  # kept, and sent when Redis is there again, heard or not
     server.start()
-    await eventually(lambda: here.resyncs == 2 and there.resyncs == 2)
+    await eventually(lambda: here.resyncs >= 2 and there.resyncs >= 2)
     await here.hears_itself()
     await there.hears_itself()
-    here.bus.publish(SessionWarned(UUID(int=2)))
-    await eventually(lambda: SessionWarned(UUID(int=2)) in there.received)
+    here.bus.publish(MechanicShared(UUID(int=2)))
+    await eventually(lambda: MechanicShared(UUID(int=2)) in there.received)
 
     assert said() == ["bus lost"] * 2 + ["bus recovered"] * 2
 
@@ -248,8 +248,8 @@ async def test_a_frozen_redis_is_noticed_within_five_seconds_though_its_connecti
     await eventually(lambda: here.resyncs >= 2 and there.resyncs >= 2)
     await here.hears_itself()
     await there.hears_itself()
-    here.bus.publish(SessionWarned(UUID(int=2)))
-    await eventually(lambda: SessionWarned(UUID(int=2)) in there.received)
+    here.bus.publish(MechanicShared(UUID(int=2)))
+    await eventually(lambda: MechanicShared(UUID(int=2)) in there.received)
 
 
 async def test_what_was_published_last_is_said_before_the_end(

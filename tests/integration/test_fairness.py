@@ -399,11 +399,12 @@ def test_who_stands_behind_those_who_may_not_have_it_is_not_first_more_often(
     fanout = Fanout(
         hub,
         Board(),
-        Audience(node_id, hub.elsewhere),
+        Audience(node_id, hub.apart),
         audit,
         now=lambda: builders.T0,
         publish=lambda hint: None,
         pace=lambda mechanic, rest: None,
+        stood_still=lambda: False,
         capacity=1,
     )
     for number in range(40):  # ten who may have it, thirty who may not, in one run

@@ -58,7 +58,7 @@ async def later(config: Config, seconds: float) -> AsyncIterator[Pool]:
 
 def after_the_lease(config: Config) -> AbstractAsyncContextManager[Pool]:
     """A pool to which every claim of now is over."""
-    return later(config, LEASE.total_seconds() + 1)
+    return later(config, LEASE["refund"].total_seconds() + 1)
 
 
 async def put(
@@ -584,3 +584,24 @@ async def test_settled_notifications_are_forgotten_after_a_day_and_money_is_not(
         kept.append({row["key"] for row in rows})
 
     assert kept == [{"effect-1", "effect-2", "effect-3"}, {"effect-2", "effect-3"}]
+
+
+async def test_a_node_that_ends_gives_back_what_it_was_delivering(pool: Pool) -> None:
+    begun = asyncio.Event()
+
+    async def hang(payload: Payload) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    await put(pool)
+    ending = Outbox(pool, {"refund": hang})
+    async with running(ending):
+        await begun.wait()
+    assert (await effect(pool))["waits"]
+
+    await ending.close()
+
+    courier = Courier()
+    async with running(Outbox(pool, {"refund": courier})):
+        await eventually(partial(has_delivered, courier))
+    assert (await effect(pool))["attempts"] == 2

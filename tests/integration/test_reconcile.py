@@ -7,11 +7,12 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from dispatch.core.types import Cancel
 from dispatch.database import Connection
 from dispatch.store import Verdict
 from tests.conftest import MakeConfig
 from tests.integration.living import LivingNode, living_node
-from tests.integration.rows import add_mechanic, book
+from tests.integration.rows import add_mechanic, book, book_and_open, change
 
 
 @asynccontextmanager
@@ -108,3 +109,26 @@ async def test_the_winner_is_answered_once_when_the_news_overtakes_the_reply(
         await phone.settle()
         await laptop.settle()
         assert len(phone.of("offer.won")) == len(laptop.of("offer.won")) == 1
+
+
+async def test_a_node_that_stood_still_takes_and_shows_nothing_before_it_has_compared(
+    connection: Connection, make_config: MakeConfig
+) -> None:
+    mechanic_id = await add_mechanic(connection)
+    async with (
+        living_node(make_config(sweep_seconds=3600.0)) as living,
+        living.client(mechanic_id, "mechanic") as mechanic,
+    ):
+        over, still_open = [await book_and_open(connection, living.node.store) for _ in range(2)]
+        stale = await living.node.store.entry(over.request_id)
+        assert stale is not None
+        await change(connection, living.node.store, over.request_id, Cancel())
+
+        living.node._ran_at -= 60.0
+        taken = living.node.fanout.apply(stale)
+
+        assert not taken
+        card = await mechanic.until("offer")
+        await mechanic.settle()
+        assert card["request_id"] == str(still_open.request_id)
+        assert len(mechanic.of("offer")) == 1

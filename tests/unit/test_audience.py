@@ -15,7 +15,7 @@ BOOKING = a_booking(stage=Stage.OPEN, is_specialist=False)
 
 
 def test_notified_adds_up_the_nodes_of_the_present_round_only() -> None:
-    audience = Audience(uuid4(), set())
+    audience = Audience(uuid4(), {})
     audience.asked_here(BOOKING, [uuid4(), uuid4()])
     audience.asked_here(BOOKING, [uuid4()])
     audience.hear_reach(Reach(uuid4(), BOOKING.request_id, BOOKING.generation, 4))
@@ -27,7 +27,7 @@ def test_notified_adds_up_the_nodes_of_the_present_round_only() -> None:
 
 
 def test_who_is_asked_again_counts_once_and_again_in_the_next_round() -> None:
-    audience, mechanic_id = Audience(uuid4(), set()), uuid4()
+    audience, mechanic_id = Audience(uuid4(), {}), uuid4()
     first = audience.asked_here(BOOKING, [mechanic_id])
     assert first is not None
     assert (first.asked, first.mechanic_ids) == (0, (mechanic_id,))
@@ -40,7 +40,7 @@ def test_who_is_asked_again_counts_once_and_again_in_the_next_round() -> None:
 
 def test_who_was_asked_on_two_nodes_counts_once() -> None:
     both = uuid4()
-    audience = Audience(uuid4(), {both})
+    audience = Audience(uuid4(), {both: None})
     audience.asked_here(BOOKING, [both, uuid4()])
     audience.hear_reach(Reach(uuid4(), BOOKING.request_id, BOOKING.generation, 300, (both,)))
     assert audience.notified(BOOKING) == 302
@@ -56,7 +56,7 @@ def test_who_is_ready_on_two_nodes_counts_once() -> None:
     workshop_id = uuid4()
     anna = candidate(uuid4(), workshop_id=workshop_id)
     away = candidate(uuid4(), available=False)
-    here, there = Audience(uuid4(), set()), Audience(uuid4(), set())
+    here, there = Audience(uuid4(), {}), Audience(uuid4(), {})
     both_say: Counter[Group] = Counter({(workshop_id, False): 1})
 
     for node, more in ((here, 2), (there, 300)):
@@ -67,7 +67,7 @@ def test_who_is_ready_on_two_nodes_counts_once() -> None:
 
 
 def test_online_counts_who_could_serve_the_booking_in_its_widest_stage() -> None:
-    workshop_id, audience = uuid4(), Audience(uuid4(), set())
+    workshop_id, audience = uuid4(), Audience(uuid4(), {})
     ready = ((workshop_id, False, 2), (workshop_id, True, 1), (None, False, 5))
     audience.hear_roster(Roster(uuid4(), ready), now=0.0)
 
@@ -78,7 +78,7 @@ def test_online_counts_who_could_serve_the_booking_in_its_widest_stage() -> None
 
 
 def test_a_silent_node_is_no_longer_counted() -> None:
-    audience = Audience(uuid4(), set())
+    audience = Audience(uuid4(), {})
     audience.hear_roster(Roster(uuid4(), ((None, False, 3),)), now=0.0)
     audience.forget_silent_nodes(ROSTER_SECONDS)
     assert audience.online(BOOKING) == 3

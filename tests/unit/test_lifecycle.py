@@ -5,6 +5,7 @@ from datetime import datetime
 from uuid import UUID, uuid4
 
 import pytest
+from msgspec.structs import replace
 
 from dispatch.core import messages
 from dispatch.core.lifecycle import Deadline, deadlines, decide, due_at, opening_is_due
@@ -19,6 +20,7 @@ from dispatch.core.types import (
     Due,
     End,
     EndRound,
+    Event,
     FavouriteLost,
     Join,
     Log,
@@ -374,6 +376,21 @@ def test_a_favourite_who_is_lost_is_not_waited_for_any_longer(why: str) -> None:
     assert decision.booking.stage is Stage.OPEN
     assert decision.booking.fallback_broadcast_at == at(7)
     assert decision.effects == (Log("widened", detail=why),)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [FavouriteLost("unavailable"), Widen(), Decline(candidate(ANNA), in_priority().offer_id)],
+)
+def test_who_comes_after_the_expiry_finds_it_expired(event: Event) -> None:
+    given = in_priority()
+    if isinstance(event, Decline):
+        event = replace(event, offer_id=given.offer_id)
+
+    decision = decide(given, event, given.expires_at, POLICY)
+
+    assert decision.booking.status is RequestStatus.EXPIRED
+    assert Refund("expired") in decision.effects
 
 
 def test_widening_keeps_the_round_so_that_the_favourite_s_card_still_counts() -> None:

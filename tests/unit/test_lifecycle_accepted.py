@@ -40,7 +40,6 @@ from dispatch.core.types import (
     SessionStatus,
     Stage,
     StartRound,
-    Warn,
     Widen,
 )
 from tests.unit.builders import (
@@ -298,7 +297,7 @@ def test_a_session_warns_once_and_ends_at_its_minutes() -> None:
     ended = decide(warned.booking, Due(), at(30, minutes=10), POLICY)
 
     assert changes(given, warned) == {"warned_at": at(30, minutes=9)}
-    assert warned.effects == (Warn(), Log("warned"))
+    assert warned.effects == (Log("warned"),)
     assert deadlines(warned.booking, POLICY) == {Deadline.END: at(30, minutes=10)}
     assert too_early.rejection == Rejection("not_due", "accepted", "Due")
     assert changes(warned.booking, ended) == {
@@ -328,7 +327,7 @@ def test_a_session_shorter_than_the_warning_warns_at_once() -> None:
     decision = decide(short, Due(), at(30), POLICY)
 
     assert short.ends_at == at(31)
-    assert decision.effects == (Warn(), Log("warned"))
+    assert decision.effects == (Log("warned"),)
 
 
 @pytest.mark.parametrize("who", [ANNA, CUSTOMER])
@@ -486,3 +485,26 @@ def test_the_tables_speak_of_every_status_and_agree_on_what_is_over() -> None:
     assert set(MOVES) == set(SESSION_OF) == set(HANDLERS) == set(RequestStatus)
     assert set(RequestStatus) - LIVE == final
     assert {row[0] for row in ROWS} == set(STATES)
+
+
+@pytest.mark.parametrize(("who", "role"), [(CUSTOMER, Role.CUSTOMER), (ANNA, Role.MECHANIC)])
+def test_who_joins_after_the_deadline_is_too_late_whoever_finds_it_first(
+    who: UUID, role: Role
+) -> None:
+    given = accepted()
+    assert given.join_by is not None
+
+    late = decide(given, Join(who, role), given.join_by, POLICY)
+
+    assert late.booking.status is RequestStatus.CANCELLED
+    assert Refund("customer_absent") in late.effects
+
+
+def test_a_mechanic_who_comes_too_late_to_a_customer_who_waits_has_lost_it() -> None:
+    given = decide(accepted(), Join(CUSTOMER, Role.CUSTOMER), at(5), POLICY).booking
+    assert given.join_by is not None
+
+    late = decide(given, Join(ANNA, Role.MECHANIC), given.join_by, POLICY)
+
+    assert (late.booking.status, late.booking.generation) == (RequestStatus.PENDING, 2)
+    assert late.booking.excluded == (ANNA,)
