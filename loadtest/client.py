@@ -8,6 +8,7 @@ server that refuses the token ends `run` with `Refused`.
 """
 
 import asyncio
+import contextlib
 import random
 import uuid
 from collections.abc import Callable, Coroutine
@@ -157,10 +158,10 @@ class Client:
         if away_seconds <= 0:
             ceiling = min(BACKOFF_CAP_SECONDS, BACKOFF_SECONDS * 2.0**failures)
             away_seconds = self.rng.uniform(0, ceiling)
-        try:
-            await asyncio.wait_for(self._closing.wait(), away_seconds)
-        except TimeoutError:
-            return
+        # Not wait_for: in Python 3.11 it can swallow a cancellation.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(away_seconds):
+                await self._closing.wait()
 
     def _drain(self, frame: Frame) -> None:
         """Leaves when told to; the server's own close may come first and changes nothing."""
@@ -194,7 +195,8 @@ class Client:
         self._asked[frame["id"]] = answer
         try:
             await self._write(frame)
-            return await asyncio.wait_for(answer, ANSWER_SECONDS)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await answer
         except TimeoutError:
             raise NoAnswer(f"{self.who}: {kind}") from None
         finally:
