@@ -63,7 +63,6 @@ class Deaf:
         self.device: str | None = None
         self.epoch = 0
         self.offers_sent = 0
-        self.closing = False
         self.unread_bytes = 0
 
     def send(self, data: bytes) -> None:

@@ -96,7 +96,8 @@ class Audience:
         silent = [key for key, (at, _) in self._rosters.items() if now - at > ROSTER_SECONDS]
         for node_id in silent:
             del self._rosters[node_id]
-        self._add_up()
+        if silent:
+            self._add_up()
         return bool(silent)
 
     def _add_up(self) -> None:

@@ -26,7 +26,6 @@ class Socket(Protocol):
     device: str | None
     epoch: int
     offers_sent: int
-    closing: bool
 
     @property
     def unread_bytes(self) -> int: ...

@@ -346,7 +346,6 @@ class Receiver:
         self.device: str | None = None
         self.epoch = 0
         self.offers_sent = 0
-        self.closing = False
         self.unread_bytes = 0
         self._order = order
 
