@@ -7,7 +7,7 @@ import pytest
 from tests.acceptance.actors import City, Town
 from tests.acceptance.conftest import BuildTown
 from tests.chaos.test_stopped_worker import standing_still
-from tests.support import eventually_blocking
+from tests.support import eventually, eventually_blocking
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,8 @@ def town(build_town: BuildTown) -> Iterator[Town]:
 async def test_a_window_ends_in_time_whatever_a_stopped_worker_had_begun(
     city: City, nth: int
 ) -> None:
-    nodes = city.town.nodes()
+    # The one that was stopped before has its lease again.
+    nodes = await eventually(lambda: n if len(n := city.town.nodes()) == 2 else None)
     still_id, living_id = sorted(nodes)
     ann = await city.customer(online=False)
     favourite, bystander = await city.mechanic(online=False), await city.mechanic(online=False)
