@@ -1,1 +1,1 @@
-"""Measured comparisons: `python -m bench [fanout|echo|accept|all]`, see `README.md` beside this."""
+"""Measured comparisons: `python -m bench`, see `README.md` beside this."""

@@ -9,13 +9,14 @@ import asyncio
 import random
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 from bench.city import City, city
+from bench.options import Options, Say
 from dispatch.audience import Audience
 from dispatch.audit import Audit
 from dispatch.board import Board
@@ -82,17 +83,28 @@ class NoAudit(Audit):
         pass
 
 
-def compare(sizes: list[int], rounds: int, say: Callable[[str], None]) -> list[AuditCost]:
+COLUMNS: dict[str, Callable[[AuditCost], str]] = {
+    "audit of one broadcast": lambda row: f"{row.candidates:,} candidates",
+    "fan-out ms": lambda row: f"{row.fanout_ms:.1f}",
+    "÷ unaudited": lambda row: f"{row.over_none:.2f}",
+    "all seen ms": lambda row: f"{row.seen_ms:.1f}",
+    "write ms": lambda row: f"{row.write_ms:.1f}",
+    "CPU ms": lambda row: f"{row.write_cpu_ms:.1f}",
+    "loop held ms": lambda row: f"{row.held_ms:.1f}",
+    "bytes each": lambda row: f"{row.bytes_per_candidate:.0f}",
+}
+
+
+def measure(options: Options, say: Say) -> list[AuditCost]:
     """One row a number of candidates."""
+    sizes = options.sockets
     with city() as place:
         place.add_mechanics(max(sizes), PER_WORKSHOP)
-        place.open_bookings(0, len(sizes) * 2 * (rounds + 1), "broadcast")
-        return asyncio.run(_compare(place, sizes, rounds, say))
+        place.open_bookings(0, len(sizes) * 2 * (options.rounds + 1), "broadcast")
+        return asyncio.run(_compare(place, sizes, options.rounds, say))
 
 
-async def _compare(
-    place: City, sizes: list[int], rounds: int, say: Callable[[str], None]
-) -> list[AuditCost]:
+async def _compare(place: City, sizes: Sequence[int], rounds: int, say: Say) -> list[AuditCost]:
     pool = await open_pool(place.database_url)
     try:
         store = Store(pool)
@@ -103,14 +115,14 @@ async def _compare(
         rows = []
         for size in sizes:
             candidates = [facts[each] for each in ids[:size]]
-            rows.append(await _measure(store, candidates, entries, rounds))
+            rows.append(await _cost(store, candidates, entries, rounds))
             say(f"{size:,} candidates: a fan-out costs {rows[-1].over_none:.2f} of one unaudited")
         return rows
     finally:
         await close_pool(pool)
 
 
-async def _measure(
+async def _cost(
     store: Store, candidates: list[Facts], entries: Iterator[Entry], rounds: int
 ) -> AuditCost:
     kept = _Part(store, Audit, candidates)
