@@ -11,6 +11,8 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dispatch import timers as module
 from dispatch.errors import Unavailable
@@ -122,8 +124,61 @@ async def test_arming_again_replaces_and_disarming_forgets() -> None:
     await eventually(lambda: fired.keys == [sooner, later, never])
 
 
-@pytest.mark.parametrize("seed", range(5))
-async def test_whatever_is_armed_and_disarmed_the_pending_ones_fire_in_order(seed: int) -> None:
+KEYS = [uuid4() for _ in range(6)]
+# Within one second, over its edges, and far away.
+SECONDS = st.one_of(
+    st.integers(0, 40).map(lambda tenths: tenths / 10), st.integers(0, 20), st.floats(0, 500)
+)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("arm"), st.sampled_from(KEYS), SECONDS),
+        st.tuples(st.just("disarm"), st.sampled_from(KEYS), st.just(0)),
+        st.tuples(st.just("pass"), st.just(None), SECONDS),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(STEPS)
+def test_whatever_is_armed_disarmed_and_passes_each_fires_once_in_order_and_on_time(
+    steps: list[tuple[str, UUID | None, float]],
+) -> None:
+    asyncio.run(_against_a_plain_model(steps))
+
+
+async def _against_a_plain_model(steps: list[tuple[str, UUID | None, float]]) -> None:
+    watch = Watch()
+    fired = Fired(clock_of(watch))
+    timers = Timers(clock_of(watch), fired)
+    pending: dict[UUID, datetime] = {}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "LONGEST_SLEEP_SECONDS", 0.0)
+        patched.setattr(module, "GARBAGE", 2)  # so that a few steps have it cleared up
+        for what, key, seconds in [*steps, ("pass", None, 2000.0)]:
+            fired.keys.clear()
+            if what == "pass":
+                watch.seconds += seconds
+            elif what == "arm" and key is not None:
+                pending[key] = at(watch.seconds + seconds)
+                timers.arm(key, pending[key])
+            elif key is not None:
+                pending.pop(key, None)
+                timers.disarm(key)
+            await turns(8)
+
+            now = clock_of(watch).now_seconds()
+            due = {key: when for key, when in pending.items() if when.timestamp() <= now}
+            assert sorted(fired.keys) == sorted(due)
+            assert [due[key] for key in fired.keys] == sorted(due.values())
+            for key in due:
+                del pending[key]
+            assert len(timers) == len(pending)
+    assert not pending
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_many_that_are_armed_and_disarmed_fire_in_order(seed: int) -> None:
     watch = Watch()
     fired = Fired(clock_of(watch))
     timers = Timers(clock_of(watch), fired)
@@ -148,14 +203,18 @@ async def test_whatever_is_armed_and_disarmed_the_pending_ones_fire_in_order(see
     assert [pending[key] for key in fired.keys] == sorted(pending.values())
 
 
-async def test_garbage_of_replaced_timers_is_bounded() -> None:
-    timers = Timers(clock_of(Watch()), lambda key: None)
+@pytest.mark.parametrize("seconds", [0.9, 100], ids=["this second", "later"])
+async def test_garbage_of_replaced_timers_is_bounded(seconds: float) -> None:
+    watch = Watch()
+    timers = Timers(clock_of(watch), lambda key: None)
     keys = [uuid4() for _ in range(10)]
+    timers.arm(keys[0], at(0))
+    await eventually(lambda: len(timers) == 0)  # the second in which it fired is the present one
     tracemalloc.start()
 
     for round_number in range(10_000):
         for key in keys:
-            timers.arm(key, at(100 + round_number))
+            timers.arm(key, at(seconds + seconds * round_number / 100_000))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
