@@ -17,6 +17,7 @@ from bench.load import LoadClient, LoadError, Outcome, load_client
 from bench.options import Options, Say
 from dispatch.database import POOL_SIZE
 
+SCRIPT = pgbench.HERE / "accept.pgbench"
 IN_FLIGHT = 64
 OFFER_SECONDS = 60.0
 YARDSTICK_ACCEPTS = 2000  # so many that what its fresh connections plan first weighs little
@@ -133,7 +134,8 @@ def _with_pgbench(place: City, rounds: int) -> list[float]:
     rates = []
     for _ in range(rounds):
         place.open_bookings(0, YARDSTICK_ACCEPTS, BY_NAME.routing)
-        rates.append(pgbench.accepts_per_second(place.database_url, YARDSTICK_ACCEPTS, POOL_SIZE))
+        pace = pgbench.run(place.database_url, SCRIPT, YARDSTICK_ACCEPTS, POOL_SIZE)
+        rates.append(pace.per_second)
         place.fetch("SELECT bench.complete_all()")
     return rates
 

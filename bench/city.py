@@ -29,12 +29,13 @@ class City:
         self.database_url: str = values["database_url"]
         self.redis_url: str = values["redis_url"]
         self.jwt_secret: str = values["jwt_secret"]
+        self.webhook_secret: str = values["stripe_webhook_secrets"][0]
         self.environment = {
             "DATABASE_URL": self.database_url,
             "REDIS_URL": self.redis_url,
             "DISPATCH_JWT_SECRET": self.jwt_secret,
             "STRIPE_SECRET_KEY": values["stripe_secret_key"],
-            "STRIPE_WEBHOOK_SECRET": values["stripe_webhook_secrets"][0],
+            "STRIPE_WEBHOOK_SECRET": self.webhook_secret,
         }
 
     def fetch(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
@@ -63,10 +64,21 @@ class City:
         self.fetch("SELECT bench.open_bookings($1, $2, $3)", first, count, routing)
         self.fetch("ANALYZE")
 
+    def sell(self, count: int, routing: str) -> list[asyncpg.Record]:
+        """Paid checkouts whose webhooks are to come, in the order of their numbers; each names the
+        mechanic of its number, as far as there are so many."""
+        self.fetch("SELECT bench.sell($1, $2)", count, routing)
+        self.fetch("ANALYZE")
+        return self.fetch("SELECT payment_id, stripe_session_id FROM bench.sales ORDER BY n")
+
     def add_customer(self) -> UUID:
         """The id of a new customer."""
-        customer_id: UUID = self.fetch("SELECT bench.add_customer() AS id")[0]["id"]
-        return customer_id
+        return self.add_customers(1)[0]
+
+    def add_customers(self, count: int) -> list[UUID]:
+        """The ids of so many new customers."""
+        made = self.fetch("SELECT bench.add_customer() AS id FROM generate_series(1, $1)", count)
+        return [row["id"] for row in made]
 
 
 @contextmanager

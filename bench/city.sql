@@ -81,3 +81,89 @@ CREATE FUNCTION bench.complete_all() RETURNS void LANGUAGE sql AS $$
      WHERE status = 'accepted';
     UPDATE sessions SET status = 'completed', version = version + 1 WHERE status = 'accepted';
 $$;
+
+-- Paid checkouts whose webhook is still to come: number n asks for mechanic n (modulo how many there
+-- are) and says so in its concern, which every offer carries.
+CREATE TABLE bench.sales (
+    n                 integer PRIMARY KEY,
+    payment_id        uuid NOT NULL,
+    intake_id         uuid NOT NULL,
+    stripe_session_id text NOT NULL
+);
+CREATE SEQUENCE bench.next_sale MINVALUE 0;
+
+CREATE FUNCTION bench.sell(p_count integer, p_routing text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    v_mechanics integer := (SELECT count(*) FROM bench.mechanics);
+    m           bench.mechanics;
+    v_customer  uuid;
+    v_intake    uuid;
+BEGIN
+    TRUNCATE bench.sales;
+    PERFORM setval('bench.next_sale', 0, false);
+    FOR i IN 0 .. p_count - 1 LOOP
+        SELECT b.* INTO m FROM bench.mechanics b WHERE b.n = i % v_mechanics;
+        v_customer := bench.add_customer();
+        INSERT INTO intakes (customer_id, plan_code, routing_type, preferred_mechanic_id, vehicle, concern)
+        VALUES (v_customer, 'chat10', p_routing, m.id, 'Golf 7', 'Noise ' || lpad(i::text, 6, '0'))
+        RETURNING id INTO v_intake;
+        INSERT INTO waivers (intake_id, user_id, name, version, address)
+        VALUES (v_intake, v_customer, 'Clara Customer', '1', '127.0.0.1');
+        WITH paid AS (
+            INSERT INTO payments (customer_id, intake_id, plan_code, stripe_session_id, amount_cents,
+                                  currency, checkout_url)
+            VALUES (v_customer, v_intake, 'chat10', 'cs_test_' || replace(v_intake::text, '-', ''),
+                    1000, 'eur', 'https://checkout.test/' || v_intake)
+            RETURNING id, stripe_session_id)
+        INSERT INTO bench.sales SELECT i, id, v_intake, stripe_session_id FROM paid;
+    END LOOP;
+END $$;
+
+-- What the webhook of sale number p_n writes, and its opening, in one transaction and one call: the
+-- statements of payments.py and dispatcher.py, one after the other. The yardstick of bookings.
+CREATE FUNCTION bench.book(p_n integer) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    s         bench.sales;
+    i         intakes;
+    v_session uuid;
+    v_request uuid;
+    v_booking jsonb;
+    v_now     timestamptz;
+    v_due     timestamptz;
+BEGIN
+    SELECT * INTO STRICT s FROM bench.sales WHERE n = p_n;
+    INSERT INTO stripe_events (id, type, outcome)
+    VALUES ('evt_' || s.stripe_session_id, 'checkout.session.completed', 'received');
+    PERFORM p.status, p.amount_cents, p.currency FROM payments p
+      WHERE p.stripe_session_id = s.stripe_session_id FOR UPDATE;
+    SELECT c.session_id, c.request_id INTO v_session, v_request
+      FROM create_session(s.intake_id, s.stripe_session_id, '2 h', 'Confirmed.') c;
+    UPDATE payments SET status = 'fulfilled', session_id = v_session, payment_intent = 'pi_bench'
+     WHERE id = s.payment_id;
+    UPDATE stripe_events SET outcome = 'fulfilled' WHERE id = 'evt_' || s.stripe_session_id;
+
+    SELECT * INTO STRICT i FROM intakes WHERE id = s.intake_id;
+    SELECT l.entry -> 'booking', l.now INTO v_booking, v_now FROM lock_booking(v_request) l;
+    IF i.routing_type = 'priority_broadcast' THEN
+        PERFORM * FROM candidates WHERE mechanic_id = i.preferred_mechanic_id;
+        v_due := v_now + interval '5 s';
+        v_booking := v_booking || jsonb_build_object(
+            'stage', 'priority', 'version', 2, 'message', 'Asking.', 'priority_notified_at', v_now,
+            'stage_ends_at', v_now + interval '10 min', 'next_attempt_at', v_due);
+        INSERT INTO offers (request_id, generation, mechanic_id, status, stage, score, attempt, issued_at)
+        VALUES (v_request, 1, i.preferred_mechanic_id, 'issued', 'priority', 100, 1, v_now);
+    ELSE
+        v_due := v_now + interval '2 h';
+        v_booking := v_booking || jsonb_build_object('stage', 'open', 'version', 2, 'message', 'Asking.');
+    END IF;
+    PERFORM save_booking(v_booking::json, v_due);
+    INSERT INTO session_events (session_id, at, version, event, type)
+    VALUES (v_session, v_now, 2, '{"type": "Open"}', 'opened');
+END $$;
+
+-- Nobody waits any more. What runs meanwhile finds it by reconciling.
+CREATE FUNCTION bench.cancel_all() RETURNS void LANGUAGE sql AS $$
+    UPDATE session_requests SET status = 'cancelled', stage = NULL, version = version + 1, due_at = NULL
+     WHERE status = 'pending';
+    UPDATE sessions SET status = 'cancelled', version = version + 1 WHERE status = 'pending';
+$$;

@@ -1,4 +1,4 @@
-"""pgbench, the yardstick of accepts: the same SQL function, the same rows, no server of ours.
+"""pgbench, the yardstick of what ends in a commit: the same SQL, the same rows, no server of ours.
 
 Imports `load` for its error. Raises LoadError when there is no pgbench, or when it fails.
 """
@@ -7,13 +7,16 @@ import importlib.util
 import os
 import re
 import shutil
+import statistics
 import subprocess
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from bench.load import LoadError
 
-SCRIPT = Path(__file__).parent / "accept.pgbench"
+HERE = Path(__file__).parent
 SECONDS = 60
 
 
@@ -30,9 +33,17 @@ def find() -> Path:
     return Path(found)
 
 
-def accepts_per_second(database_url: str, count: int, connections: int) -> float:
-    """Takes each row of `bench.accepts` once, over so many connections; `count`, a multiple of
-    them, rows in all."""
+@dataclass(frozen=True)
+class Pace:
+    """Transactions per second over all connections, and the median time of one in ms."""
+
+    per_second: float
+    p50_ms: float
+
+
+def run(database_url: str, script: Path, count: int, connections: int) -> Pace:
+    """Runs the one-line `script` `count` times, over so many connections, of which it is a
+    multiple."""
     assert count % connections == 0
     url = urlsplit(database_url)
     environment = os.environ | {
@@ -45,12 +56,21 @@ def accepts_per_second(database_url: str, count: int, connections: int) -> float
         # several milliseconds on planning each of their first calls.
         "PGOPTIONS": "-c plan_cache_mode=force_generic_plan",
     }
-    command = [str(find()), "-n", "-M", "prepared", "-f", str(SCRIPT)]
-    command += ["-c", str(connections), "-t", str(count // connections)]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
-    )
+    with tempfile.TemporaryDirectory(prefix="dispatch-bench-") as folder:
+        command = [str(find()), "-n", "-M", "prepared", "-f", str(script), "--log"]
+        command += ["-c", str(connections), "-t", str(count // connections)]
+        done = subprocess.run(
+            command,
+            env=environment,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        logs = [path.read_text().splitlines() for path in Path(folder).glob("pgbench_log.*")]
     rate = re.search(r"^tps = ([\d.]+)", done.stdout, re.MULTILINE)
     if done.returncode or not rate:
         raise LoadError(f"pgbench failed: {done.stderr.strip()[-300:]}")
-    return float(rate[1])
+    took_us = [int(line.split()[2]) for lines in logs for line in lines]
+    return Pace(float(rate[1]), statistics.median(took_us) / 1000)
