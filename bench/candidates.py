@@ -10,41 +10,49 @@ Imports `machine` and `load`; `dispatch_server` adds Dispatch itself.
 
 import http.client
 import json
+import os
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from bench import machine
-from bench.load import BINARIES, LoadError
+from bench.load import BINARIES, PLAIN, Dialect, LoadError
 
 START_SECONDS = 20.0
 OUTPUT_BYTES = 800
+ROOT = Path(__file__).parent.parent
+PING = '{"type":"echo","padding":"0123456789012345678901234567890"}'
 OFFER_MARKER = '"type":"offer"'
 
 
 @dataclass(frozen=True)
 class Running:
-    """A started server.
+    """A started server, and how to use it.
 
-    `publish` makes the server send one text frame that contains `marker` to every connection;
+    `publish` makes the server send one frame that contains `marker` to every connection;
     `withdraw`, where there is one, takes it back with frames that contain `withdraw_marker`.
+    `burst(n)` makes it publish so many at the same moment, `calm(n)`, where there is one, takes
+    those back. `ping` is answered by one frame; it is empty where the server answers nothing.
     """
 
     pid: int
     port: int
     publish: Callable[[], None]
+    burst: Callable[[int], None]
+    dialect: Dialect = PLAIN
     tokens: Path | None = None
     ready: str = "-"
     marker: str = OFFER_MARKER
-    ping: str = '{"type":"echo","padding":"0123456789012345678901234567890"}'
+    ping: str = PING
     withdraw: Callable[[], None] | None = None
+    calm: Callable[[int], None] | None = None
     withdraw_marker: str = '"type":"offer.revoked"'
 
 
@@ -62,26 +70,51 @@ class BareServer:
     """A server without a product: `command` plus a port serves on 127.0.0.1.
 
     GET /ws upgrades and echoes text frames; POST /publish sends its body to every open websocket as
-    one text frame. `payload_bytes` is the length of what is published.
+    one text frame. One whose library cannot take a POST is given a second port for that (`apart`).
+    `payload_bytes` is the length of what is published.
     """
 
     name: str
     command: tuple[str, ...]
     payload_bytes: int
+    apart: bool = False
+    dialect: Dialect = PLAIN
+    ready: str = "-"
+    ping: str = PING
 
     @contextmanager
     def serve(self, sockets: int) -> Iterator[Running]:
         port = machine.free_port()
-        padding = self.payload_bytes - len('{"type":"offer","padding":""}')
-        body = f'{{"type":"offer","padding":"{"x" * padding}"}}'
-        with started([*self.command, str(port)], port) as process:
-            yield Running(process.pid, port, lambda: self._publish(port, body))
+        publish_port = machine.free_port() if self.apart else port
+        command = [*self.command, str(port), *([str(publish_port)] if self.apart else [])]
+        body = message(self.payload_bytes)
 
-    @staticmethod
-    def _publish(port: int, body: str) -> None:
-        answer = json.loads(post(port, "/publish", body))
-        if answer["dropped"]:
-            raise LoadError(f"{answer['dropped']} of {answer['sockets']} sockets took no message")
+        def burst(count: int) -> None:
+            for answer in post_at_once(publish_port, [Post("/publish", body)] * count):
+                _nothing_dropped(answer)
+
+        with started(command, port, environment=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
+            yield Running(
+                process.pid,
+                port,
+                lambda: burst(1),
+                burst,
+                dialect=self.dialect,
+                ready=self.ready,
+                ping=self.ping,
+            )
+
+
+def message(size: int) -> str:
+    """What stands for an offer: JSON of so many bytes."""
+    padding = size - len('{"type":"offer","padding":""}')
+    return f'{{"type":"offer","padding":"{"x" * padding}"}}'
+
+
+def _nothing_dropped(answer: bytes) -> None:
+    said = json.loads(answer)
+    if said["dropped"]:
+        raise LoadError(f"{said['dropped']} of {said['sockets']} sockets took no message")
 
 
 def raw(payload_bytes: int) -> BareServer:
@@ -132,16 +165,39 @@ def post(
     port: int, path: str, body: str, headers: dict[str, str] | None = None, seconds: float = 30
 ) -> bytes:
     """One POST to 127.0.0.1; the body of a 2xx answer. Raises LoadError for any other."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
-    try:
-        connection.request("POST", path, body, headers or {})
-        response = connection.getresponse()
-        answer = response.read()
-    finally:
-        connection.close()
-    if response.status >= 300:
-        raise LoadError(f"POST {path}: {response.status} {answer[:200]!r}")
-    return answer
+    return post_at_once(port, [Post(path, body, headers or {})], seconds)[0]
+
+
+@dataclass(frozen=True)
+class Post:
+    """A request."""
+
+    path: str
+    body: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def post_at_once(port: int, posts: Sequence[Post], seconds: float = 30) -> list[bytes]:
+    """All of them, each on a connection that is open before the first is sent; the bodies of their
+    2xx answers. Raises LoadError for any other."""
+    answers = []
+    with ExitStack() as stack:
+        connections = [
+            stack.enter_context(
+                closing(http.client.HTTPConnection("127.0.0.1", port, timeout=seconds))
+            )
+            for _ in posts
+        ]
+        for connection in connections:
+            connection.connect()
+        for connection, one in zip(connections, posts, strict=True):
+            connection.request("POST", one.path, one.body, dict(one.headers))
+        for connection, one in zip(connections, posts, strict=True):
+            response = connection.getresponse()
+            answers.append(response.read())
+            if response.status >= 300:
+                raise LoadError(f"POST {one.path}: {response.status} {answers[-1][:200]!r}")
+    return answers
 
 
 def _wait_for_port(process: subprocess.Popen[bytes], port: int, seconds: float) -> None:

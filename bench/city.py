@@ -71,10 +71,6 @@ class City:
         self.fetch("ANALYZE")
         return self.fetch("SELECT payment_id, stripe_session_id FROM bench.sales ORDER BY n")
 
-    def add_customer(self) -> UUID:
-        """The id of a new customer."""
-        return self.add_customers(1)[0]
-
     def add_customers(self, count: int) -> list[UUID]:
         """The ids of so many new customers."""
         made = self.fetch("SELECT bench.add_customer() AS id FROM generate_series(1, $1)", count)

@@ -1,24 +1,31 @@
 /* The load client: N websocket connections in one epoll loop, driven by lines on standard input.
  *
- *   client PORT SOCKETS TOKENS READY
+ *   client [-p PATH] [-s HELLO] [-b] PORT SOCKETS TOKENS READY
+ *     PATH    what is asked for in the upgrade; else /ws
+ *     HELLO   the first message of each connection, sent after the upgrade; -b: all that is sent
+ *             goes in binary frames (binary frames that come are always read as text frames are)
  *     TOKENS  a file with one bearer token per line (one per connection), or "-" for none
  *     READY   text that a frame must contain before its connection counts as connected, such as
  *             "type":"welcome"; "-" when the upgrade itself is enough
  *
  * Commands, one at a time; each is answered by one line of JSON (times are CLOCK_MONOTONIC, ns):
- *   connect IN_FLIGHT SECONDS           open every connection
- *   expect COUNT EACH SECONDS MARKER    says {"event":"armed"}, then counts text frames that contain
+ *   connect IN_FLIGHT SECONDS           closes what is open, all at once; opens every connection
+ *   expect COUNT EACH SECONDS MARKER    says {"event":"armed"}, then counts frames that contain
  *                                       MARKER until COUNT connections had EACH of them
  *   script FILE IN_FLIGHT SECONDS MARKER  FILE has lines "connection payload"; sends each and waits
  *                                       for a verdict: a frame with MARKER wins, one with
  *                                       "type":"offer.lost" or "type":"error" loses
- *   echo SOCKETS SECONDS PAYLOAD        sends PAYLOAD on so many connections, and again whenever a
- *                                       text frame comes back, until the time is over
+ *   echo SOCKETS SECONDS MARKER PAYLOAD sends PAYLOAD on so many connections, and again whenever a
+ *                                       frame with MARKER (any, if it is "-") comes back, until the
+ *                                       time is over; ############ in it becomes a rising number
  * MARKER and PAYLOAD may not contain spaces. End of input ends the program.
  *
- * "spare_ns" is the time between "first_ns" and "last_ns" in which there was nothing to read.
- * Frames are only delimited, never validated; pings are answered at any time. A connection that
- * fails or is closed by the server is an error, said in "failed" and "closed" of every answer.
+ * "spare_ns" is the time between "first_ns" and "last_ns" that the client did not need: in which
+ * there was nothing to read (expect, echo), or in which it used no CPU (connect, script).
+ * "frames" with MARKER came in so many "reads".
+ * Frames are only delimited, never validated; pings are answered at any time, those of Socket.IO
+ * and NATS too. A connection that fails or is closed by the server is an error, said in "failed"
+ * and "closed" of every answer.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -34,7 +41,9 @@
 
 enum { EVENTS = 1024, INPUT_BYTES = 1 << 16, HELD_BYTES = 1 << 20, LINE_BYTES = 1 << 12 };
 enum { SOURCE_SOCKETS = 20000 }; /* connections from one loopback address: its ports are finite */
+enum { NUMBER_DIGITS = 12 };
 
+#define NUMBER "############" /* so many digits of a payload are counted up */
 #define ECHO_GRACE_NS 5000000000LL /* for the answers under way when an echo's time is over */
 
 enum state { IDLE, CONNECTING, UPGRADING, OPEN, READY, GONE };
@@ -59,7 +68,9 @@ struct line {
 static struct connection *connections;
 static int sockets, port, poller;
 static char **tokens;
-static const char *ready_marker;
+static const char *ready_marker, *path = "/ws", *hello;
+static int opcode_sent = OPCODE_TEXT;
+static int generation; /* how often everything was connected */
 static char failure[256];
 static int failed, closed;
 
@@ -67,9 +78,12 @@ static int failed, closed;
 static struct {
     enum task kind;
     int number, expected, each, started, done, won, lost, extra, in_flight;
-    int64_t begin_ns, deadline_ns, first_ns, last_ns, spare_ns, *latencies;
+    int64_t begin_ns, deadline_ns, first_ns, last_ns, spare_ns, cpu_ns;
+    int64_t *latencies, timed, room; /* `timed` of them, in memory for `room` */
+    int64_t frames, reads, sent;
     size_t marked_bytes;
-    char marker[LINE_BYTES];
+    char marker[LINE_BYTES], payload[LINE_BYTES];
+    char *digits; /* where in the payload a rising number stands, if anywhere */
     struct line *lines;
 } task;
 
@@ -106,24 +120,42 @@ static int by_value(const void *a, const void *b)
 
 static int64_t percentile(int percent)
 {
-    return task.won + task.lost ? task.latencies[(int64_t)(task.won + task.lost - 1) * percent / 100]
-                                : 0;
+    return task.timed ? task.latencies[(task.timed - 1) * percent / 100] : 0;
+}
+
+static void keep_latency(int64_t latency_ns)
+{
+    if (task.timed == task.room) {
+        task.room = task.room ? 2 * task.room : 1 << 16;
+        task.latencies = need(realloc(task.latencies, (size_t)task.room * sizeof(int64_t)));
+    }
+    task.latencies[task.timed++] = latency_ns;
+}
+
+static int64_t cpu_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
 static void finish(int timed_out)
 {
     static const char *const names[] = {"nothing", "connect", "expect", "script", "echo"};
-    if (task.kind == SCRIPT)
-        qsort(task.latencies, (size_t)(task.won + task.lost), sizeof *task.latencies, by_value);
+    int64_t slept_ns = task.last_ns - task.first_ns - (cpu_ns() - task.cpu_ns);
+    if (task.kind == CONNECT || task.kind == SCRIPT)
+        task.spare_ns = slept_ns > 0 ? slept_ns : 0;
+    if (task.timed)
+        qsort(task.latencies, (size_t)task.timed, sizeof *task.latencies, by_value);
     printf("{\"event\": \"%s\", \"done\": %d, \"expected\": %d, \"extra\": %d, \"timed_out\": %s, "
            "\"begin_ns\": %lld, \"first_ns\": %lld, \"last_ns\": %lld, \"spare_ns\": %lld, "
-           "\"payload_bytes\": %zu, ",
+           "\"payload_bytes\": %zu, \"frames\": %lld, \"reads\": %lld, ",
            names[task.kind], task.done, task.expected, task.extra, timed_out ? "true" : "false",
            (long long)task.begin_ns, (long long)task.first_ns, (long long)task.last_ns,
-           (long long)task.spare_ns, task.marked_bytes);
-    if (task.kind == SCRIPT)
-        printf("\"won\": %d, \"lost\": %d, \"p50_ns\": %lld, \"p99_ns\": %lld, ", task.won, task.lost,
-               (long long)percentile(50), (long long)percentile(99));
+           (long long)task.spare_ns, task.marked_bytes, (long long)task.frames,
+           (long long)task.reads);
+    printf("\"won\": %d, \"lost\": %d, \"p50_ns\": %lld, \"p99_ns\": %lld, ", task.won, task.lost,
+           (long long)percentile(50), (long long)percentile(99));
     printf("\"failed\": %d, \"closed\": %d, \"failure\": \"%s\"}\n", failed, closed, failure);
     fflush(stdout);
     for (int i = 0; task.kind == SCRIPT && i < task.expected; i++)
@@ -155,7 +187,7 @@ static void on_ready(struct connection *c)
 static void on_verdict(struct connection *c, int won)
 {
     int64_t now = now_ns();
-    task.latencies[task.won + task.lost] = now - c->sent_ns;
+    keep_latency(now - c->sent_ns);
     task.won += won;
     task.lost += !won;
     task.in_flight--;
@@ -182,6 +214,7 @@ static void on_marked(struct connection *c)
         c->received = 0;
     c->expect = task.number;
     c->received++;
+    task.frames++;
     if (c->received == task.each)
         advance(now_ns());
     task.extra += c->received > task.each;
@@ -192,9 +225,39 @@ static int contains(const uint8_t *text, size_t length, const char *marker)
     return memmem(text, length, marker, strlen(marker)) != NULL;
 }
 
-static void on_text(struct connection *c, const uint8_t *text, size_t length)
+static int is(const uint8_t *text, size_t length, const char *whole)
 {
-    if (c->state == OPEN) {
+    return length == strlen(whole) && memcmp(text, whole, length) == 0;
+}
+
+static void send_echo(struct connection *c)
+{
+    int64_t number = task.sent++;
+    for (int at = NUMBER_DIGITS - 1; task.digits && at >= 0; at--, number /= 10)
+        task.digits[at] = (char)('0' + number % 10);
+    c->sent_ns = now_ns();
+    send_frame(c, opcode_sent, task.payload, strlen(task.payload));
+}
+
+static void on_echo(struct connection *c, size_t length)
+{
+    int64_t now = now_ns();
+    task.marked_bytes = length;
+    keep_latency(now - c->sent_ns);
+    advance(now);
+    if (now < task.deadline_ns)
+        send_echo(c);
+    else
+        task.in_flight--;
+}
+
+static void on_message(struct connection *c, const uint8_t *text, size_t length)
+{
+    if (is(text, length, "2")) {
+        send_frame(c, opcode_sent, "3", 1);
+    } else if (is(text, length, "PING\r\n")) {
+        send_frame(c, opcode_sent, "PONG\r\n", strlen("PONG\r\n"));
+    } else if (c->state == OPEN) {
         if (contains(text, length, ready_marker))
             on_ready(c);
     } else if (task.kind == EXPECT && contains(text, length, task.marker)) {
@@ -205,13 +268,10 @@ static void on_text(struct connection *c, const uint8_t *text, size_t length)
         if (won || contains(text, length, "\"type\":\"offer.lost\"") ||
             contains(text, length, "\"type\":\"error\""))
             on_verdict(c, won);
-    } else if (task.kind == ECHO && c - connections < task.expected) {
-        task.marked_bytes = length;
-        advance(now_ns());
-        if (task.last_ns < task.deadline_ns)
-            send_frame(c, OPCODE_TEXT, task.marker, strlen(task.marker));
-        else
-            task.in_flight--;
+    } else if (task.kind == ECHO && c - connections < task.expected &&
+               (is((uint8_t *)task.marker, strlen(task.marker), "-") ||
+                contains(text, length, task.marker))) {
+        on_echo(c, length);
     }
 }
 
@@ -219,14 +279,16 @@ static void on_frames(struct connection *c, uint8_t *data, size_t size)
 {
     struct frame frame;
     size_t at = 0;
+    int64_t before = task.frames;
     while (c->state != GONE && frame_parse(data + at, size - at, &frame)) {
         const uint8_t *payload = data + at + frame.head;
-        if (frame.opcode == OPCODE_TEXT)
-            on_text(c, payload, frame.length);
+        if (frame.opcode == OPCODE_TEXT || frame.opcode == OPCODE_BINARY)
+            on_message(c, payload, frame.length);
         else if (frame.opcode == OPCODE_PING)
             send_frame(c, OPCODE_PONG, payload, frame.length);
         at += frame.head + frame.length;
     }
+    task.reads += task.frames > before;
     hold(c, data + at, c->state == GONE ? 0 : size - at);
 }
 
@@ -244,6 +306,8 @@ static void on_upgrade(struct connection *c, uint8_t *data, size_t size)
         return;
     }
     c->state = OPEN;
+    if (hello)
+        send_frame(c, opcode_sent, hello, strlen(hello));
     if (strcmp(ready_marker, "-") == 0)
         on_ready(c);
     on_frames(c, end + 4, size - (size_t)(end + 4 - data));
@@ -286,10 +350,10 @@ static void send_upgrade(struct connection *c)
     if (tokens)
         snprintf(bearer, sizeof bearer, "Authorization: Bearer %s\r\n", tokens[c - connections]);
     int length = snprintf(request, sizeof request,
-                          "GET /ws HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\n"
+                          "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\n"
                           "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
                           "Sec-WebSocket-Key: ZGlzcGF0Y2ggYmVuY2htYQ==\r\n%s\r\n",
-                          port, bearer);
+                          path, port, bearer);
     if (write(c->fd, request, (size_t)length) != length) {
         fail(c, "upgrade not sent");
         return;
@@ -305,7 +369,9 @@ static void open_connection(struct connection *c)
                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     struct sockaddr_in source = {.sin_family = AF_INET};
     struct epoll_event event = {.events = EPOLLOUT, .data.ptr = c};
-    int on = 1, address = (int)(c - connections) / SOURCE_SOCKETS;
+    /* Each time from other addresses: the ports of those that were just closed still wait. */
+    int addresses = (sockets - 1) / SOURCE_SOCKETS + 1;
+    int on = 1, address = generation * addresses + (int)(c - connections) / SOURCE_SOCKETS;
     source.sin_addr.s_addr = htonl(INADDR_LOOPBACK + (uint32_t)address);
     c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
     if (c->fd < 0) {
@@ -319,6 +385,18 @@ static void open_connection(struct connection *c)
         (connect(c->fd, (struct sockaddr *)&server, sizeof server) < 0 && errno != EINPROGRESS) ||
         epoll_ctl(poller, EPOLL_CTL_ADD, c->fd, &event) < 0)
         fail(c, strerror(errno));
+}
+
+static void close_all(void)
+{
+    for (struct connection *c = connections; c < connections + sockets; c++) {
+        if (c->fd >= 0)
+            close(c->fd);
+        free(c->held);
+        memset(c, 0, sizeof *c);
+        c->fd = c->line = -1;
+    }
+    generation++;
 }
 
 /* Starts as much as may be in flight. */
@@ -339,22 +417,22 @@ static void pump(void)
         }
         c->line = at;
         c->sent_ns = now_ns();
-        send_frame(c, OPCODE_TEXT, task.lines[at].payload, strlen(task.lines[at].payload));
+        send_frame(c, opcode_sent, task.lines[at].payload, strlen(task.lines[at].payload));
     }
 }
 
-static int read_script(const char *path)
+static int read_script(const char *name)
 {
     char text[LINE_BYTES];
-    FILE *file = fopen(path, "r");
+    FILE *file = fopen(name, "r");
     int count = 0, connection, at;
     if (!file)
-        die(path);
+        die(name);
     while (fgets(text, sizeof text, file)) {
         text[strcspn(text, "\n")] = 0;
         if (sscanf(text, "%d %n", &connection, &at) != 1 || connection < 0 ||
             connection >= sockets) {
-            fprintf(stderr, "client: bad line in %s: %s\n", path, text);
+            fprintf(stderr, "client: bad line in %s: %s\n", name, text);
             exit(2);
         }
         task.lines = need(realloc(task.lines, (size_t)(count + 1) * sizeof *task.lines));
@@ -368,7 +446,7 @@ static int read_script(const char *path)
 static void begin(const char *command)
 {
     static int expects;
-    char path[LINE_BYTES];
+    char file[LINE_BYTES];
     double seconds = 0;
     memset(&task, 0, sizeof task);
     if (sscanf(command, "connect %d %lf", &task.number, &seconds) == 2) {
@@ -378,26 +456,30 @@ static void begin(const char *command)
                       task.marker) == 4) {
         task.kind = EXPECT;
         task.number = ++expects;
-    } else if (sscanf(command, "script %4095s %d %lf %4095s", path, &task.number, &seconds,
+    } else if (sscanf(command, "script %4095s %d %lf %4095s", file, &task.number, &seconds,
                       task.marker) == 4) {
         task.kind = SCRIPT;
-        task.expected = read_script(path);
-        task.latencies = need(calloc((size_t)task.expected + 1, sizeof *task.latencies));
-    } else if (sscanf(command, "echo %d %lf %4095s", &task.expected, &seconds, task.marker) == 3 &&
+        task.expected = read_script(file);
+    } else if (sscanf(command, "echo %d %lf %4095s %4095s", &task.expected, &seconds, task.marker,
+                      task.payload) == 4 &&
                task.expected <= sockets) {
         task.kind = ECHO;
+        task.digits = strstr(task.payload, NUMBER);
     } else {
         fprintf(stderr, "client: cannot do: %s\n", command);
         exit(2);
     }
     task.begin_ns = now_ns();
+    task.cpu_ns = cpu_ns();
     task.deadline_ns = task.begin_ns + (int64_t)(seconds * 1e9);
+    if (task.kind == CONNECT)
+        close_all();
     if (task.kind == EXPECT) {
         puts("{\"event\": \"armed\"}");
         fflush(stdout);
     }
     for (; task.kind == ECHO && task.in_flight < task.expected; task.in_flight++)
-        send_frame(&connections[task.in_flight], OPCODE_TEXT, task.marker, strlen(task.marker));
+        send_echo(&connections[task.in_flight]);
     pump();
 }
 
@@ -431,16 +513,16 @@ static void check(void)
         finish(!failed);
 }
 
-static void read_tokens(const char *path)
+static void read_tokens(const char *name)
 {
     char text[LINE_BYTES];
-    FILE *file = fopen(path, "r");
+    FILE *file = fopen(name, "r");
     if (!file)
-        die(path);
+        die(name);
     tokens = need(calloc((size_t)sockets, sizeof *tokens));
     for (int i = 0; i < sockets; i++) {
         if (!fgets(text, sizeof text, file)) {
-            fprintf(stderr, "client: %s has only %d tokens\n", path, i);
+            fprintf(stderr, "client: %s has only %d tokens\n", name, i);
             exit(2);
         }
         text[strcspn(text, "\n")] = 0;
@@ -456,7 +538,7 @@ static void serve(void)
 {
     struct epoll_event events[EVENTS];
     for (;;) {
-        int hot = task.kind == ECHO || (task.kind == EXPECT && task.done > 0);
+        int hot = task.kind == ECHO || (task.kind == EXPECT && task.frames > 0);
         int64_t asked_ns = hot ? now_ns() : 0;
         int count = epoll_wait(poller, events, EVENTS, hot ? 0 : task.kind == NOTHING ? -1 : 20);
         if (count < 0 && errno != EINTR)
@@ -479,21 +561,29 @@ static void serve(void)
 int main(int argc, char **argv)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
-    if (argc != 5) {
-        fprintf(stderr, "usage: client PORT SOCKETS TOKENS READY\n");
+    int option;
+    while ((option = getopt(argc, argv, "p:s:b")) != -1) {
+        if (option == 'p')
+            path = optarg;
+        else if (option == 's')
+            hello = optarg;
+        else if (option == 'b')
+            opcode_sent = OPCODE_BINARY;
+    }
+    if (argc - optind != 4) {
+        fprintf(stderr, "usage: client [-p PATH] [-s HELLO] [-b] PORT SOCKETS TOKENS READY\n");
         return 2;
     }
+    argv += optind;
     signal(SIGPIPE, SIG_IGN);
-    port = atoi(argv[1]);
-    sockets = atoi(argv[2]);
-    ready_marker = argv[4];
+    port = atoi(argv[0]);
+    sockets = atoi(argv[1]);
+    ready_marker = argv[3];
     connections = need(calloc((size_t)sockets, sizeof *connections));
-    for (int i = 0; i < sockets; i++) {
-        connections[i].fd = -1;
-        connections[i].line = -1;
-    }
-    if (strcmp(argv[3], "-") != 0)
-        read_tokens(argv[3]);
+    for (int i = 0; i < sockets; i++)
+        connections[i].fd = connections[i].line = -1;
+    if (strcmp(argv[2], "-") != 0)
+        read_tokens(argv[2]);
     poller = epoll_create1(0);
     if (poller < 0 || epoll_ctl(poller, EPOLL_CTL_ADD, STDIN_FILENO, &event) < 0)
         die("epoll");

@@ -14,7 +14,7 @@ from pathlib import Path
 from uuid import UUID
 
 from bench import machine
-from bench.candidates import START_SECONDS, Running, post, started
+from bench.candidates import START_SECONDS, Post, Running, post_at_once, started
 from bench.city import City, city
 from bench.load import LoadError
 from dispatch.auth import issue_token
@@ -22,6 +22,7 @@ from dispatch.core.types import Role
 
 TOKEN_SECONDS = 3600
 PER_WORKSHOP = 10
+CUSTOMERS = 64
 READY_MARKER = '"type":"welcome"'
 QUIET = {"DISPATCH_RATE_CONNECTS": "0", "DISPATCH_RATE_LOGINS": "0", "DISPATCH_RATE_MESSAGES": "0"}
 
@@ -36,43 +37,55 @@ class Dispatch:
         with city(machine.CLIENT_CORE) as place:
             mechanics = place.add_mechanics(sockets, PER_WORKSHOP)
             tokens = write_tokens(place, mechanics)
-            customer = token(place, place.add_customer(), Role.CUSTOMER)
+            customers = [
+                token(place, customer, Role.CUSTOMER) for customer in place.add_customers(CUSTOMERS)
+            ]
             with serving(place, machine.SERVER_CORE) as (port, pid):
-                bookings = _Bookings(port, customer)
+                bookings = _Bookings(port, customers)
                 yield Running(
                     pid,
                     port,
+                    lambda: bookings.start(1),
                     bookings.start,
                     tokens=tokens,
                     ready=READY_MARKER,
                     ping='{"type":"ping"}',
-                    withdraw=bookings.cancel,
+                    withdraw=lambda: bookings.cancel(1),
+                    calm=bookings.cancel,
                 )
 
 
 class _Bookings:
-    """One customer's bookings, one at a time."""
+    """A booking each of some customers, all made at the same moment."""
 
-    def __init__(self, port: int, bearer: str) -> None:
+    def __init__(self, port: int, bearers: Sequence[str]) -> None:
         self._port = port
-        self._headers = {
-            "Authorization": f"Bearer {bearer}",
-            "Content-Type": "application/json",
-        }
-        self._request_id = ""
+        self._headers = [
+            {"Authorization": f"Bearer {bearer}", "Content-Type": "application/json"}
+            for bearer in bearers
+        ]
+        self._request_ids: list[str] = []
 
-    def start(self) -> None:
+    def start(self, count: int) -> None:
         wanted = {
             "plan": "free",
             "routing_type": "broadcast",
             "vehicle": "Golf 7",
             "concern": "A noise",
         }
-        answer = post(self._port, "/api/intake/start", json.dumps(wanted), self._headers)
-        self._request_id = json.loads(answer)["request_id"]
+        starts = [
+            Post("/api/intake/start", json.dumps(wanted), headers)
+            for headers in self._headers[:count]
+        ]
+        answers = post_at_once(self._port, starts)
+        self._request_ids = [json.loads(answer)["request_id"] for answer in answers]
 
-    def cancel(self) -> None:
-        post(self._port, f"/api/requests/{self._request_id}/cancel", "", self._headers)
+    def cancel(self, count: int) -> None:
+        cancels = [
+            Post(f"/api/requests/{request_id}/cancel", "", headers)
+            for request_id, headers in zip(self._request_ids, self._headers, strict=False)
+        ]
+        post_at_once(self._port, cancels[:count])
 
 
 @contextmanager

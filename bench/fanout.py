@@ -1,10 +1,8 @@
 """Fan-out: one message to N idle sockets, per candidate, in turns with the yardstick.
 
-Both stand side by side, connected, and publish alternately; each of a candidate's rounds is divided
-by the mean of the yardstick's round just before and just after it, since the speed of a machine
-that is shared with others changes within seconds.
-
-Imports `candidates`, `load` and `machine`. Raises LoadError when a delivery is missing.
+Both stand side by side, connected, and publish alternately. Imports `candidates`, `load`,
+`dispatch_server`, `machine`, `peers.servers` and `turns`. Raises LoadError when a delivery is
+missing.
 """
 
 import statistics
@@ -12,16 +10,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 
 from bench import machine
-from bench.candidates import Candidate, Running
+from bench.candidates import Candidate, Running, raw
+from bench.dispatch_server import Dispatch
 from bench.load import LoadClient, load_client
+from bench.options import Options, Say
+from bench.peers import servers
+from bench.turns import Turns, of_yardstick, take_turns
 
 WARM_UP_ROUNDS = 2
 SETTLE_SECONDS = 6.0  # what a server still does about new connections: presence, facts, mirrors
 WATCH_SECONDS = 2.0  # before and after a round: a whole number of a server's one-second habits
 GLANCE_SECONDS = 0.3  # the same where the server has no habits, or the round is not counted
+LIMIT_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class FanOut:
 
     The ratios compare with the yardstick's `cost_us`; `settled_over_raw` has the trailing work in
     it; `withdraw_over_raw` is 0 where nothing is withdrawn. `idle_core` is a share of a core.
+    `client_limit` is how many deliveries a second the load client takes when all of them wait.
     """
 
     name: str
@@ -76,27 +80,67 @@ class FanOut:
     kib_per_idle_socket: float
     connects_per_second: float
     client_busy: float
+    client_limit: float
     idle_core: float
+
+
+COLUMNS: dict[str, Callable[[FanOut], str]] = {
+    "one message to all": lambda row: row.name,
+    "sockets": lambda row: f"{row.sockets:,}",
+    "bytes": lambda row: str(row.payload_bytes),
+    "cost ÷ raw": lambda row: f"{row.cost_over_raw:.2f}",
+    "settled ÷ raw": lambda row: f"{row.settled_over_raw:.2f}",
+    "revoke ÷ raw": lambda row: f"{row.withdraw_over_raw:.2f}" if row.withdraw_over_raw else "-",
+    "µs/delivery": lambda row: f"{row.cost_us:.2f}",
+    "deliveries/s": lambda row: f"{row.deliveries_per_second:,.0f}",
+    "→ first ms": lambda row: f"{row.publish_to_first_ms:.1f}",
+    "→ last ms": lambda row: f"{row.publish_to_last_ms:.1f}",
+    "KiB/socket": lambda row: f"{row.kib_per_idle_socket:.2f}",
+    "connects/s": lambda row: f"{row.connects_per_second:,.0f}",
+    "idle core": lambda row: f"{row.idle_core:.1%}",
+    "client busy": lambda row: f"{row.client_busy:.0%}",
+    "client limit/s": lambda row: f"{row.client_limit:,.0f}",
+}
+
+
+def measure(options: Options, say: Say) -> list[FanOut]:
+    """For each number of sockets the yardstick's row, then one per candidate."""
+    size = payload_bytes(Dispatch())
+    say(f"an offer of Dispatch has {size} bytes")
+    others = servers.others(size, options, say)
+    rows = []
+    for sockets in options.sockets:
+        rows += compare(raw(size), [*others, Dispatch()], sockets, options, say)
+    return rows
 
 
 def compare(
     yardstick: Candidate,
     candidates: Sequence[Candidate],
     sockets: int,
-    rounds: int,
-    say: Callable[[str], None],
+    options: Options,
+    say: Say,
 ) -> list[FanOut]:
     """The yardstick's row, of all its rounds, then one per candidate."""
+    watch_seconds = WATCH_SECONDS / 2 if options.short else WATCH_SECONDS
     yards: list[Round] = []
     rows = []
     with connected(yardstick, sockets) as yard:
+        limit = statistics.median(_client_limit(yard) for _ in range(LIMIT_ROUNDS))
         for candidate in candidates:
             with connected(candidate, sockets) as other:
-                around, seen = _alternate(yard, other, rounds)
+                for _ in range(WARM_UP_ROUNDS):
+                    publish(yard, GLANCE_SECONDS)
+                    publish(other, GLANCE_SECONDS)
+                turns, around = take_turns(
+                    options.rounds,
+                    partial(publish, other, watch_seconds),
+                    partial(publish, yard, GLANCE_SECONDS),
+                )
             yards += around
-            rows.append(_summary(other, seen, [_mean_cost(pair) for pair in pairwise(around)]))
+            rows.append(_summary(other, turns, limit))
             say(_sentence(rows[-1]))
-        return [_summary(yard, yards, [one.cost_us for one in yards]), *rows]
+        return [_summary(yard, of_yardstick(yards), limit), *rows]
 
 
 def payload_bytes(candidate: Candidate) -> int:
@@ -110,7 +154,7 @@ def connected(candidate: Candidate, sockets: int) -> Iterator[Connected]:
     """Starts a candidate and its clients, and lets them settle."""
     with (
         candidate.serve(sockets) as server,
-        load_client(server.port, sockets, server.tokens, server.ready) as client,
+        load_client(server.port, sockets, server.tokens, server.ready, server.dialect) as client,
     ):
         empty_bytes = machine.rss_bytes(server.pid)
         opened = client.connect()
@@ -122,18 +166,6 @@ def connected(candidate: Candidate, sockets: int) -> Iterator[Connected]:
             connects_per_second=sockets / opened.seconds,
             kib_per_idle_socket=(machine.rss_bytes(server.pid) - empty_bytes) / 1024 / sockets,
         )
-
-
-def _alternate(yard: Connected, other: Connected, rounds: int) -> tuple[list[Round], list[Round]]:
-    """`rounds` of the candidate, with one more of the yardstick around them."""
-    for _ in range(WARM_UP_ROUNDS):
-        publish(yard, GLANCE_SECONDS)
-        publish(other, GLANCE_SECONDS)
-    around, seen = [publish(yard, GLANCE_SECONDS)], []
-    for _ in range(rounds):
-        seen.append(publish(other, WATCH_SECONDS))
-        around.append(publish(yard, GLANCE_SECONDS))
-    return around, seen
 
 
 def publish(to: Connected, watch_seconds: float) -> Round:
@@ -179,36 +211,37 @@ def _watch(server: Running, seconds: float) -> int:
     return machine.cpu_ns(server.pid) - before_ns
 
 
-def _mean_cost(rounds: Sequence[Round]) -> float:
-    return statistics.mean(one.cost_us for one in rounds)
+def _client_limit(yard: Connected) -> float:
+    """Deliveries per second that the client takes by itself, when all wait for it in the kernel."""
+    client = yard.client
+    client.expect(client.sockets, yard.server.marker)
+    with client.asleep():
+        yard.server.publish()
+    taken = client.counted()
+    return taken.done / max(taken.spread_seconds, 1e-9)
 
 
-def _summary(of: Connected, rounds: Sequence[Round], yard_us: Sequence[float]) -> FanOut:
-    """One row; `yard_us` is the yardstick's cost beside each of the rounds."""
-
-    def median(read: Callable[[Round], float]) -> float:
-        return statistics.median(map(read, rounds))
-
-    def ratio(read: Callable[[Round], float]) -> float:
-        pairs = zip(rounds, yard_us, strict=True)
-        return statistics.median(read(one) / beside for one, beside in pairs)
+def _summary(of: Connected, turns: Turns[Round], client_limit: float) -> FanOut:
+    def cost(one: Round) -> float:
+        return one.cost_us
 
     return FanOut(
         name=of.name,
         sockets=of.client.sockets,
-        rounds=len(rounds),
-        payload_bytes=rounds[-1].payload_bytes,
-        cost_over_raw=ratio(lambda one: one.cost_us),
-        settled_over_raw=ratio(lambda one: one.cost_us + one.trailing_us),
-        withdraw_over_raw=ratio(lambda one: one.withdraw_cost_us),
-        cost_us=median(lambda one: one.cost_us),
-        deliveries_per_second=median(lambda one: one.deliveries_per_second),
-        publish_to_first_ms=median(lambda one: one.publish_to_first_ms),
-        publish_to_last_ms=median(lambda one: one.publish_to_last_ms),
+        rounds=len(turns.rounds),
+        payload_bytes=turns.rounds[-1].payload_bytes,
+        cost_over_raw=turns.ratio(cost),
+        settled_over_raw=turns.ratio(lambda one: one.cost_us + one.trailing_us, cost),
+        withdraw_over_raw=turns.ratio(lambda one: one.withdraw_cost_us, cost),
+        cost_us=turns.median(cost),
+        deliveries_per_second=turns.median(lambda one: one.deliveries_per_second),
+        publish_to_first_ms=turns.median(lambda one: one.publish_to_first_ms),
+        publish_to_last_ms=turns.median(lambda one: one.publish_to_last_ms),
         kib_per_idle_socket=of.kib_per_idle_socket,
         connects_per_second=of.connects_per_second,
-        client_busy=median(lambda one: one.client_busy),
-        idle_core=median(lambda one: one.idle_core),
+        client_busy=turns.median(lambda one: one.client_busy),
+        client_limit=client_limit,
+        idle_core=turns.median(lambda one: one.idle_core),
     )
 
 

@@ -6,6 +6,7 @@ figure is only worth something when every delivery arrived.
 
 import json
 import select
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -42,8 +43,31 @@ def build() -> None:
 
 
 @dataclass(frozen=True)
+class Dialect:
+    """How to talk to a server: what to ask for, and what to say first, in which kind of frame."""
+
+    path: str = "/ws"
+    hello: str = ""
+    binary: bool = False
+
+    @property
+    def arguments(self) -> list[str]:
+        """The same for `client.c`."""
+        hello = ["-s", self.hello] if self.hello else []
+        return ["-p", self.path, *hello, *(["-b"] if self.binary else [])]
+
+
+PLAIN = Dialect()
+ANY = "-"
+NUMBER = "#" * 12
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """What one command of the client saw. Times are `time.monotonic_ns()`."""
+    """What one command of the client saw. Times are `time.monotonic_ns()`, latencies ns.
+
+    `frames` that were waited for came in so many `reads`.
+    """
 
     done: int
     begin_ns: int
@@ -55,6 +79,8 @@ class Outcome:
     lost: int = 0
     p50_ns: int = 0
     p99_ns: int = 0
+    frames: int = 0
+    reads: int = 0
 
     @property
     def spread_seconds(self) -> float:
@@ -68,7 +94,7 @@ class Outcome:
 
     @property
     def busy(self) -> float:
-        """The share of the spread in which the client had something to read: 1 is a bottleneck."""
+        """The share of the spread that the client needed: 1 is a bottleneck."""
         return 1 - self.spare_ns / max(self.last_ns - self.first_ns, 1)
 
 
@@ -81,12 +107,13 @@ class LoadClient:
         self.sockets = sockets
 
     def connect(self, in_flight: int = 128, seconds: float = 60) -> Outcome:
-        """Opens every connection, `in_flight` handshakes at a time."""
+        """Closes what is open, all at once, and opens every connection, `in_flight` handshakes at
+        a time; until all are ready."""
         self._send(f"connect {in_flight} {seconds}")
         return self._outcome(seconds)
 
     def expect(self, count: int, marker: str, each: int = 1, seconds: float = 30) -> None:
-        """Starts counting connections that get `each` text frames with `marker`, until `count` of
+        """Starts counting connections that get `each` frames with `marker`, until `count` of
         them had; then call `counted`."""
         self._send(f"expect {count} {each} {seconds} {marker}")
         self._line(ANSWER_GRACE_SECONDS)
@@ -100,10 +127,20 @@ class LoadClient:
         self._send(f"script {path} {in_flight} {seconds} {marker}")
         return self._outcome(seconds)
 
-    def echo(self, sockets: int, payload: str, seconds: float) -> Outcome:
-        """Sends `payload` to and fro on the first `sockets` connections."""
-        self._send(f"echo {sockets} {seconds} {payload}")
+    def echo(self, sockets: int, payload: str, seconds: float, marker: str = ANY) -> Outcome:
+        """Sends `payload` on the first `sockets` connections, each again when an answer with
+        `marker` is there; NUMBER in it becomes a rising number."""
+        self._send(f"echo {sockets} {seconds} {marker} {payload}")
         return self._outcome(seconds)
+
+    @contextmanager
+    def asleep(self) -> Iterator[None]:
+        """The client stands still: what is sent to it waits in the kernel."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def _send(self, command: str) -> None:
         assert self._process.stdin is not None
@@ -138,10 +175,15 @@ class LoadClient:
 
 @contextmanager
 def load_client(
-    port: int, sockets: int, tokens: Path | None = None, ready: str = "-"
+    port: int,
+    sockets: int,
+    tokens: Path | None = None,
+    ready: str = "-",
+    dialect: Dialect = PLAIN,
 ) -> Iterator[LoadClient]:
     """A load client on its core, not yet connected; ended with its connections at the end."""
-    command = [str(BINARIES / "client"), str(port), str(sockets), str(tokens or "-"), ready]
+    command = [str(BINARIES / "client"), *dialect.arguments]
+    command += [str(port), str(sockets), str(tokens or "-"), ready]
     with machine.pinned(machine.CLIENT_CORE):
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
