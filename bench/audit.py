@@ -79,7 +79,10 @@ class Deaf:
 class NoAudit(Audit):
     """Keeps nothing of a broadcast."""
 
-    def considered(self, *_: object) -> None:
+    def asked(self, *_: object) -> None:
+        pass
+
+    def passed_over(self, *_: object) -> None:
         pass
 
 

@@ -41,28 +41,25 @@ class Audit:
         self._open: dict[tuple[UUID, int, Stage], DecisionBatch] = {}  # those that may still grow
         self._receipts: deque[Receipt] = deque(maxlen=MAX_BATCHES)
 
-    def considered(
-        self,
-        booking: Booking,
-        others: int,
-        mechanic_ids: list[UUID],
-        scores: list[int],
-        excluded: list[tuple[UUID, str]],
-        at: datetime,
-    ) -> None:
-        """One look at connected mechanics: who was written an offer at `at`, who was not and why.
+    def asked(self, booking: Booking, mechanic_ids: list[UUID], score: int, at: datetime) -> None:
+        """These mechanics were written the same offer at `at`: perhaps nobody, the first time.
 
-        `others` is how many more the strategy itself ruled out. A broadcast to thousands costs as
-        much as one to few, until the rows are written.
+        A broadcast to thousands costs as much as one to few, until the rows are written.
         """
-        self._batch(booking, at).others += others
         for start in range(0, len(mechanic_ids), BATCH_CANDIDATES):
-            end = start + BATCH_CANDIDATES
+            part = mechanic_ids[start : start + BATCH_CANDIDATES]
             batch = self._batch(booking, at)
-            batch.mechanic_ids += mechanic_ids[start:end]
-            batch.scores += scores[start:end]
-            batch.sent_ms += [_ms_after(batch.at, at)] * (len(batch.scores) - len(batch.sent_ms))
+            batch.mechanic_ids += part
+            batch.scores += [score] * len(part)
+            batch.sent_ms += [_ms_after(batch.at, at)] * len(part)
         self._waterfall.written(booking, at, len(mechanic_ids))
+
+    def passed_over(
+        self, booking: Booking, others: int, excluded: list[tuple[UUID, str]], at: datetime
+    ) -> None:
+        """Who is here and was not written an offer, and why; `others` is how many more the strategy
+        itself ruled out."""
+        self._batch(booking, at).others += others
         for mechanic_id, reason in excluded:
             batch = self._batch(booking, at)
             batch.excluded_ids.append(mechanic_id)

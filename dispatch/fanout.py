@@ -2,15 +2,17 @@
 
 One job: compare an entry with what was there and write the difference: offers, revokes, status
 frames. Every node does this for its own sockets only, from the same hints and the same rows, so
-nobody computes another's list. No await anywhere: a change is shown as a whole, in its order.
-Imports `core`, `board`, `hub`, `audience`, `audit`, `frames`, `hints` and `protocol`.
+nobody computes another's list. No await anywhere: a change is shown in its order, and as a whole
+unless it concerns hundreds: those are written to a slice at a time (`carousel`, `rides`), with
+everybody else's turn in between. Who comes or changes meanwhile is served at once, by the rules of
+that moment, and the ride passes her by. Imports `core`, `board`, `hub`, `audience`, `audit`,
+`carousel`, `rides`, `frames`, `hints` and `protocol`.
 """
 
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TypeVar
+from functools import partial
 from uuid import UUID
 
 from msgspec.structs import replace
@@ -19,11 +21,12 @@ from dispatch import frames
 from dispatch.audience import Audience
 from dispatch.audit import Audit
 from dispatch.board import Board, Change, bounded_put
+from dispatch.carousel import Carousel
 from dispatch.core import routing
 from dispatch.core.lifecycle import LIVE
 from dispatch.core.types import Booking, Candidate, RequestStatus, Role, Stage
 from dispatch.hints import Entry, Hint
-from dispatch.hub import Hub, OnlineMechanic, Socket
+from dispatch.hub import Card, Hub, OnlineMechanic, Socket
 from dispatch.protocol import (
     Offer,
     OfferRevoked,
@@ -31,8 +34,7 @@ from dispatch.protocol import (
     RequestState,
     prepare,
 )
-
-T = TypeVar("T")
+from dispatch.rides import Offering, Part, Revoking
 
 # Rules that anybody can read off the booking need no line per mechanic in the audit trail.
 _SELF_EVIDENT = frozenset({"not_favourite", "other_workshop"})
@@ -72,6 +74,9 @@ class Fanout:
         self._answered: list[tuple[UUID, Socket]] = []  # while nothing was taken
         self._late: set[UUID] = set()  # whose cards wait for `catch_up`
         self._capacity = capacity
+        self._carousel = Carousel(lambda: not self.is_behind)
+        self._cards: dict[UUID, Card] = {}  # by request: of the round that is open
+        self._offerings: dict[UUID, Offering] = {}  # by request: those under way
         self._answering: dict[UUID, set[Socket]] = {}
         self._counts_changed: set[UUID] = set()
         self._told: dict[UUID, tuple[int, int]] = {}  # the counts that customers here read last
@@ -105,6 +110,12 @@ class Fanout:
             mechanic = self._hub.mechanic(mechanic_id)
             if mechanic is not None:
                 self._set_facts(mechanic, mechanic.candidate)
+        self._carousel.turn()
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a card, or that one is taken back, is still on its way to somebody here."""
+        return len(self._carousel) > 0
 
     # --- a booking changed
 
@@ -155,23 +166,23 @@ class Fanout:
         was, now = change.before.booking, change.after.booking
         if was.stage is None or (now.stage is not None and now.offer_id == was.offer_id):
             return
+        self._stop_offering(was.request_id)
+        card = self._cards.pop(was.request_id, None)
         if was.offer_id == now.offer_id and now.mechanic_id is not None:
-            self._tell_winner(now)
-        reason = frames.REVOKED[now.status]
-        revoked = prepare(OfferRevoked(offer_id=was.offer_id, reason=reason))
-        for mechanic_id in self._audience.asked_by_us(was):
-            mechanic = self._hub.mechanic(mechanic_id)
-            if mechanic is not None and mechanic.shown.get(was.request_id) == was.offer_id:
-                del mechanic.shown[was.request_id]
-                mechanic.send(revoked)
+            self._tell_winner(now, card)
+        if card is not None:
+            reason = frames.REVOKED[now.status]
+            revoked = prepare(OfferRevoked(offer_id=was.offer_id, reason=reason))
+            self._carousel.board(Revoking(card, revoked))
 
-    def _tell_winner(self, booking: Booking) -> None:
+    def _tell_winner(self, booking: Booking, card: Card | None) -> None:
         assert booking.mechanic_id is not None
         assert booking.accept_id is not None
         winner = self._hub.mechanic(booking.mechanic_id)
         if winner is None:
             return
-        winner.shown.pop(booking.request_id, None)
+        if card is not None:
+            winner.lose(card)
         won = prepare(
             OfferWon(
                 offer_id=booking.offer_id,
@@ -180,8 +191,10 @@ class Fanout:
                 accept_id=booking.accept_id,
             )
         )
-        for socket in winner.sockets - self._answering.get(booking.offer_id, set()):
-            socket.send(won)
+        answered = self._answering.get(booking.offer_id, set())
+        for socket in winner.sockets:
+            if socket not in answered:
+                socket.send(won)
 
     def _offer(self, change: Change) -> None:
         """Offers an open booking to everyone eligible here, when it is new or its stage is."""
@@ -194,37 +207,85 @@ class Fanout:
                 self._withdraw(self._hub.mechanic(mechanic_id), booking, "excluded")
             if (before.stage, before.attempt) == (booking.stage, booking.attempt):
                 return
+        self._stop_offering(booking.request_id)
+        parts, excluded, others = self._routed(booking)
         now = self._now()
-        pool = self._pool_of(booking)
-        eligible: list[tuple[OnlineMechanic, routing.Terms]] = []
+        self._audit.passed_over(booking, others, excluded, now)
+        if not parts:
+            self._audit.asked(booking, [], 0, now)
+            return
+        offering = self._offerings[booking.request_id] = Offering(
+            self._card_of(booking),
+            parts,
+            prepare=lambda terms: prepare(frames.offer(change.after, terms, now)),
+            asked=lambda ids, score: self._audit.asked(booking, ids, score, self._now()),
+            arrived=partial(self._offered, booking),
+        )
+        self._carousel.board(offering)
+
+    def _routed(self, booking: Booking) -> tuple[dict[Hashable, Part], list[tuple[UUID, str]], int]:
+        """Everybody here by what becomes of her: who is offered the booking, who is not and why,
+        and how many more the strategy itself rules out.
+
+        Routing is asked once for a group, and for those whom the booking names each by herself.
+        """
+        named = self._named(booking)
+        parts: dict[Hashable, Part] = {}
         excluded: list[tuple[UUID, str]] = []
-        for mechanic in pool:
-            reason = routing.exclusion(booking, mechanic.candidate, self._capacity)
+        others = 0
+        units: list[tuple[Hashable, Candidate, tuple[OnlineMechanic, ...]]] = [
+            (each, each.candidate, (each,)) for each in named
+        ]
+        if booking.stage is not Stage.PRIORITY:  # nobody but the favourite is looked at in hers
+            of_named = {each.group for each in named}
+            for group in self._hub.groups():
+                members = tuple(group.members)
+                if group in of_named:
+                    members = tuple(each for each in members if each not in named)
+                units.append((group, group.kind, members))
+        for name, kind, members in units:
+            reason = routing.exclusion(booking, kind, self._capacity)
             if reason is None:
-                eligible.append((mechanic, routing.terms(booking, mechanic.candidate)))
-            elif reason not in _SELF_EVIDENT:
-                excluded.append((mechanic.candidate.mechanic_id, reason))
-        asked: list[UUID] = []
-        scores: list[int] = []
-        prepared: dict[routing.Terms, bytes] = {}
-        for mechanic, terms in in_turn(eligible):
-            data = prepared.get(terms)
-            if data is None:
-                data = prepared[terms] = prepare(frames.offer(change.after, terms, now))
-            mechanic.offer(data, booking.request_id, booking.offer_id)
-            asked.append(mechanic.candidate.mechanic_id)
-            scores.append(terms.score)
-        others = len(pool) - len(asked) - len(excluded)
-        self._audit.considered(booking, others, asked, scores, excluded, now)
+                if members:
+                    parts[name] = Part(members, routing.terms(booking, kind))
+            elif reason in _SELF_EVIDENT:
+                others += len(members)
+            else:
+                excluded += [(each.candidate.mechanic_id, reason) for each in members]
+        return parts, excluded, others
+
+    def _named(self, booking: Booking) -> set[OnlineMechanic]:
+        """Those here whom the booking knows by name: its favourite, who declined, who gave it
+        back."""
+        names = {*booking.excluded, booking.preferred_mechanic_id}
+        if booking.stage is Stage.PRIORITY:
+            names = {booking.preferred_mechanic_id}
+        here = (None if each is None else self._hub.mechanic(each) for each in names)
+        return {each for each in here if each is not None}
+
+    def _card_of(self, booking: Booking) -> Card:
+        """The card of the round that is open."""
+        card = self._cards.get(booking.request_id)
+        if card is None:
+            card = Card(booking.request_id, booking.offer_id)
+            self._cards[booking.request_id] = card
+        assert card.offer_id == booking.offer_id
+        return card
+
+    def _holds(self, mechanic: OnlineMechanic, booking: Booking) -> bool:
+        """Whether she is shown the card of the booking's present round."""
+        card = self._cards.get(booking.request_id)
+        return card is not None and card.offer_id == booking.offer_id and card in mechanic.cards
+
+    def _offered(self, booking: Booking, asked: list[UUID]) -> None:
+        """Everybody here who may have it was written to, or the stage was over before."""
+        del self._offerings[booking.request_id]
         self._count(booking, asked)
 
-    def _pool_of(self, booking: Booking) -> Sequence[OnlineMechanic]:
-        """Whom to ask about: nobody but the favourite is looked at in her stage."""
-        if booking.stage is not Stage.PRIORITY:
-            return self._hub.mechanics()
-        assert booking.preferred_mechanic_id is not None
-        favourite = self._hub.mechanic(booking.preferred_mechanic_id)
-        return () if favourite is None else (favourite,)
+    def _stop_offering(self, request_id: UUID) -> None:
+        offering = self._offerings.get(request_id)
+        if offering is not None:
+            self._carousel.leave(offering)
 
     def _tell_participants(self, change: Change) -> None:
         entry, booking = change.after, change.after.booking
@@ -264,7 +325,7 @@ class Fanout:
     def note_seen(self, mechanic_id: UUID, booking: Booking) -> None:
         """Records, once a round and stage, that a card which she was shown here was seen."""
         mechanic = self._hub.mechanic(mechanic_id)
-        if mechanic is None or booking.stage is None or booking.request_id not in mechanic.shown:
+        if mechanic is None or booking.stage is None or not self._holds(mechanic, booking):
             return
         sight = (booking.offer_id, booking.stage)
         if mechanic.seen.get(booking.request_id) != sight:
@@ -278,12 +339,14 @@ class Fanout:
     def _set_facts(self, mechanic: OnlineMechanic, candidate: Candidate) -> None:
         before = mechanic.candidate
         self._hub.set_candidate(mechanic, self.facts_with_sessions(candidate))
+        for offering in self._offerings.values():
+            offering.pass_by(mechanic)
         if self.is_behind or self._catching_up:
             self._late.add(candidate.mechanic_id)
         missing = [
             entry
             for entry in (self.ranked(mechanic) if self._can_be_shown(mechanic) else ())
-            if mechanic.shown.get(entry.booking.request_id) != entry.booking.offer_id
+            if not self._holds(mechanic, entry.booking)
             or routing.terms(entry.booking, before) != routing.terms(entry.booking, candidate)
         ]
         if len(missing) > AT_ONCE:
@@ -291,8 +354,8 @@ class Fanout:
         else:
             for entry in missing:
                 self.show(mechanic, entry)
-        for request_id in list(mechanic.shown):
-            held = self._board.get(request_id)
+        for card in list(mechanic.cards):
+            held = self._board.in_round(card.offer_id)
             reason = None if held is None else self._exclusion(mechanic, held.booking)
             if held is not None and reason is not None:
                 self._withdraw(mechanic, held.booking, reason)
@@ -328,7 +391,9 @@ class Fanout:
             return
         data = prepare(self.offer_for(mechanic, entry))
         self.note_shown(mechanic, entry)
-        mechanic.offer(data, booking.request_id, booking.offer_id, to)
+        for socket in mechanic.sockets if to is None else to:
+            socket.offers_sent += 1
+            socket.send(data)
 
     def offer_for(self, mechanic: OnlineMechanic, entry: Entry) -> Offer:
         """The card of an open booking as this mechanic sees it."""
@@ -338,11 +403,11 @@ class Fanout:
     def note_shown(self, mechanic: OnlineMechanic, entry: Entry) -> None:
         """A card went out, by itself or in a snapshot: count and record it."""
         booking = entry.booking
-        mechanic.shown[booking.request_id] = booking.offer_id
-        score = routing.terms(booking, mechanic.candidate).score
+        mechanic.hold(self._card_of(booking))
         mechanic_id = mechanic.candidate.mechanic_id
-        self._audit.considered(booking, 0, [mechanic_id], [score], [], self._now())
-        self._count(booking, (mechanic.candidate.mechanic_id,))
+        score = routing.terms(booking, mechanic.candidate).score
+        self._audit.asked(booking, [mechanic_id], score, self._now())
+        self._count(booking, (mechanic_id,))
 
     def _can_be_shown(self, mechanic: OnlineMechanic) -> bool:
         """Whether there can be anything for her at all, before every open booking is looked at."""
@@ -356,7 +421,13 @@ class Fanout:
     def _withdraw(
         self, mechanic: OnlineMechanic | None, booking: Booking, reason: routing.Exclusion
     ) -> None:
-        if mechanic is None or mechanic.shown.pop(booking.request_id, None) is None:
+        if mechanic is None:
+            return
+        offering = self._offerings.get(booking.request_id)
+        if offering is not None:
+            offering.pass_by(mechanic)
+        card = self._cards.get(booking.request_id)
+        if card is None or not mechanic.lose(card):
             return
         mechanic.send(prepare(OfferRevoked(offer_id=booking.offer_id, reason="withdrawn")))
         self._rule_out(mechanic, booking, reason)
@@ -371,7 +442,7 @@ class Fanout:
         if mechanic.ruled_out.get(booking.request_id) != why:
             bounded_put(mechanic.ruled_out, booking.request_id, why, REMEMBERED)
             mechanic_id = mechanic.candidate.mechanic_id
-            self._audit.considered(booking, 0, [], [], [(mechanic_id, reason)], self._now())
+            self._audit.passed_over(booking, 0, [(mechanic_id, reason)], self._now())
 
     # --- counts and words
 
@@ -422,16 +493,6 @@ class Fanout:
         if reach is not None:
             self._publish(reach)
             self.counts_changed(booking.request_id)
-
-
-def in_turn(eligible: list[T]) -> list[T]:
-    """The same, beginning with another one each time.
-
-    Whoever is written to first has a head start. So that nobody has it by accident, or because she
-    connected early, the beginning is drawn anew for every broadcast, among those who may have it.
-    """
-    begin = random.randrange(len(eligible)) if eligible else 0
-    return eligible[begin:] + eligible[:begin]
 
 
 def _workers(change: Change) -> set[UUID]:

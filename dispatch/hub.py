@@ -3,18 +3,25 @@
 One job: find the sockets of a user, and keep beside each online mechanic what routing must know of
 her and which cards she is shown. Bytes are prepared once and written to many; a socket bounds its
 own outbox. No I/O of its own, no decisions; imports `core`, `protocol` and nothing else of ours.
+
+Mechanics whom routing cannot tell apart stand in one group, so that a booking is routed once for
+all of them, however many thousands they are.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Final, Protocol
 from uuid import UUID
+
+from msgspec.structs import replace
 
 from dispatch.core.types import Candidate, Role, Stage
 from dispatch.protocol import CloseCode, ServerFrame, prepare
 
 APART: Final = 20_000
+GROUP: Final = 128  # mechanics in a group: they are written to in one go, within a millisecond
+NOBODY: Final = UUID(int=0)
 
 
 class Socket(Protocol):
@@ -34,31 +41,70 @@ class Socket(Protocol):
     def close(self, code: CloseCode, reason: str = "") -> None: ...
 
 
+class Card:
+    """One round of a booking as mechanics here are shown it; `holders` have it on their screens."""
+
+    __slots__ = ("holders", "offer_id", "request_id")
+
+    def __init__(self, request_id: UUID, offer_id: UUID) -> None:
+        self.request_id = request_id
+        self.offer_id = offer_id
+        self.holders: set[OnlineMechanic] = set()
+
+    def hand_out(self, mechanics: "Sequence[OnlineMechanic]", data: bytes) -> None:
+        """Writes the card to every device of these mechanics, who hold it from now on."""
+        for mechanic in mechanics:
+            mechanic.cards[self] = None
+            for socket in mechanic.sockets:
+                socket.offers_sent += 1
+                socket.send(data)
+        self.holders.update(mechanics)
+
+
+class Group:
+    """Some mechanics who differ in nothing that routing looks at, but in who they are.
+
+    `kind` is what they have in common: a candidate who is `NOBODY`.
+    """
+
+    __slots__ = ("kind", "members")
+
+    def __init__(self, kind: Candidate) -> None:
+        self.kind = kind
+        self.members: dict[OnlineMechanic, None] = {}
+
+
 class OnlineMechanic:
     """A mechanic with at least one socket here: her facts, her sockets, the cards she is shown.
 
-    `shown` maps a request to the round whose card she has, `seen` one to the round and stage in
-    which she looked at it, `ruled_out` one to the round and stage that she may not have, and why.
+    `seen` maps a request to the round and stage in which she looked at it, `ruled_out` one to the
+    round and stage that she may not have, and why.
     """
 
-    __slots__ = ("candidate", "changed_at", "ruled_out", "seen", "shown", "sockets")
+    __slots__ = ("candidate", "cards", "changed_at", "group", "ruled_out", "seen", "sockets")
+
+    group: Group
 
     def __init__(self, candidate: Candidate, changed_at: datetime) -> None:
         self.candidate = candidate
         self.changed_at = changed_at
-        self.sockets: set[Socket] = set()
-        self.shown: dict[UUID, UUID] = {}
+        self.sockets: tuple[Socket, ...] = ()
+        self.cards: dict[Card, None] = {}
         self.seen: dict[UUID, tuple[UUID, Stage]] = {}
         self.ruled_out: dict[UUID, tuple[UUID, Stage, str]] = {}
 
-    def offer(
-        self, data: bytes, request_id: UUID, offer_id: UUID, to: Iterable[Socket] | None = None
-    ) -> None:
-        """Shows a card on every device, or on these of them."""
-        self.shown[request_id] = offer_id
-        for socket in self.sockets if to is None else to:
-            socket.offers_sent += 1
-            socket.send(data)
+    def hold(self, card: Card) -> None:
+        """She has the card from now on."""
+        self.cards[card] = None
+        card.holders.add(self)
+
+    def lose(self, card: Card) -> bool:
+        """She has it no longer; False when she did not have it."""
+        if card not in self.cards:
+            return False
+        del self.cards[card]
+        card.holders.discard(self)
+        return True
 
     def send(self, data: bytes) -> None:
         """Writes prepared bytes to every device."""
@@ -75,8 +121,9 @@ class Hub:
     """
 
     def __init__(self) -> None:
-        self._sockets: defaultdict[UUID, set[Socket]] = defaultdict(set)
+        self._sockets: dict[UUID, tuple[Socket, ...]] = {}
         self._mechanics: dict[UUID, OnlineMechanic] = {}
+        self._groups: defaultdict[Candidate, list[Group]] = defaultdict(list)
         self.ready: Counter[tuple[UUID | None, bool]] = Counter()
         self.apart: dict[UUID, None] = {}
         self.parted = 0  # how often somebody was added to it
@@ -85,7 +132,7 @@ class Hub:
 
     def add(self, socket: Socket) -> None:
         """From now on the socket gets what is sent to its user."""
-        self._sockets[socket.user_id].add(socket)
+        self._sockets[socket.user_id] = (*self._sockets.get(socket.user_id, ()), socket)
 
     def add_mechanic(
         self, socket: Socket, candidate: Candidate, changed_at: datetime
@@ -96,25 +143,33 @@ class Hub:
         if mechanic is None:
             mechanic = self._mechanics[socket.user_id] = OnlineMechanic(candidate, changed_at)
             self._count_ready(candidate, 1)
-        mechanic.sockets.add(socket)
+            self._join_group(mechanic)
+        mechanic.sockets = (*mechanic.sockets, socket)
         return mechanic
 
     def remove(self, socket: Socket) -> None:
         """The socket is gone; a mechanic without any is no longer online here."""
-        sockets = self._sockets.get(socket.user_id)
-        if sockets is not None:
-            sockets.discard(socket)
-            if not sockets:
-                del self._sockets[socket.user_id]
+        left = _without(self._sockets.get(socket.user_id, ()), socket)
+        if left:
+            self._sockets[socket.user_id] = left
+        else:
+            self._sockets.pop(socket.user_id, None)
         mechanic = self._mechanics.get(socket.user_id)
         if mechanic is not None:
-            mechanic.sockets.discard(socket)
+            mechanic.sockets = _without(mechanic.sockets, socket)
             if not mechanic.sockets:
-                del self._mechanics[socket.user_id]
-                self._set_apart(socket.user_id)
-                self._count_ready(mechanic.candidate, -1)
+                self._remove_mechanic(mechanic)
         for mechanic_id in self._watched.pop(socket.connection_id, set()):
             self._unwatch(socket, mechanic_id)
+
+    def _remove_mechanic(self, mechanic: OnlineMechanic) -> None:
+        mechanic_id = mechanic.candidate.mechanic_id
+        del self._mechanics[mechanic_id]
+        self._set_apart(mechanic_id)
+        self._count_ready(mechanic.candidate, -1)
+        self._leave_group(mechanic)
+        for card in list(mechanic.cards):
+            mechanic.lose(card)
 
     def mechanic(self, mechanic_id: UUID) -> OnlineMechanic | None:
         """The mechanic, if she has a socket here."""
@@ -123,6 +178,10 @@ class Hub:
     def mechanics(self) -> list[OnlineMechanic]:
         """Everyone who has a socket here, in the order of coming."""
         return list(self._mechanics.values())
+
+    def groups(self) -> list[Group]:
+        """Everyone who has a socket here, by what routing makes of them."""
+        return [group for groups in self._groups.values() for group in groups]
 
     def share(self, mechanic_id: UUID) -> None:
         """The mechanic, if she is here, has a device on another node too."""
@@ -151,10 +210,13 @@ class Hub:
         self._count_ready(mechanic.candidate, -1)
         mechanic.candidate = candidate
         self._count_ready(candidate, 1)
+        if _kind(candidate) != mechanic.group.kind:
+            self._leave_group(mechanic)
+            self._join_group(mechanic)
 
     def sockets_of(self, user_id: UUID) -> tuple[Socket, ...]:
         """The user's sockets here."""
-        return tuple(self._sockets.get(user_id, ()))
+        return self._sockets.get(user_id, ())
 
     def is_here(self, user_id: UUID) -> bool:
         """Whether the user has a socket on this node."""
@@ -165,7 +227,7 @@ class Hub:
         sockets = self._sockets.get(user_id)
         if sockets:
             data = prepare(frame)
-            for socket in tuple(sockets):
+            for socket in sockets:
                 socket.send(data)
 
     def watch(self, socket: Socket, mechanic_id: UUID) -> None:
@@ -200,9 +262,33 @@ class Hub:
         if candidate.approved and candidate.available:
             self.ready[candidate.workshop_id, candidate.is_specialist] += more
 
+    def _join_group(self, mechanic: OnlineMechanic) -> None:
+        kind = _kind(mechanic.candidate)
+        groups = self._groups[kind]
+        if not groups or len(groups[-1].members) >= GROUP:
+            groups.append(Group(kind))
+        mechanic.group = groups[-1]
+        mechanic.group.members[mechanic] = None
+
+    def _leave_group(self, mechanic: OnlineMechanic) -> None:
+        group = mechanic.group
+        del group.members[mechanic]
+        if not group.members:
+            self._groups[group.kind].remove(group)
+            if not self._groups[group.kind]:
+                del self._groups[group.kind]
+
     def _unwatch(self, socket: Socket, mechanic_id: UUID) -> None:
         watchers = self._watchers.get(mechanic_id)
         if watchers is not None:
             watchers.discard(socket)
             if not watchers:
                 del self._watchers[mechanic_id]
+
+
+def _kind(candidate: Candidate) -> Candidate:
+    return replace(candidate, mechanic_id=NOBODY)
+
+
+def _without(sockets: tuple[Socket, ...], socket: Socket) -> tuple[Socket, ...]:
+    return tuple(each for each in sockets if each is not socket)

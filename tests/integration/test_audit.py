@@ -29,8 +29,8 @@ async def trail(connection: Connection, request_id: UUID) -> list[asyncpg.Record
 
 
 def offered(audit: Audit, booking: Booking, mechanic_ids: list[UUID]) -> None:
-    scores = [50] * len(mechanic_ids)
-    audit.considered(booking, 3, mechanic_ids, scores, [], datetime.now(UTC))
+    audit.passed_over(booking, 3, [], datetime.now(UTC))
+    audit.asked(booking, mechanic_ids, 50, datetime.now(UTC))
 
 
 async def test_a_broadcast_to_thousands_is_written_in_parts(
@@ -58,8 +58,10 @@ async def test_what_happens_in_one_moment_is_one_row(
     anna, ben = await add_mechanic(connection), await add_mechanic(connection)
     at = datetime.now(UTC)
 
-    audit.considered(booking, 2, [anna], [50], [(ben, "busy")], at)
-    audit.considered(booking, 1, [ben], [50], [], at)
+    audit.passed_over(booking, 2, [(ben, "busy")], at)
+    audit.asked(booking, [anna], 50, at)
+    audit.passed_over(booking, 1, [], at)
+    audit.asked(booking, [ben], 50, at)
     audit.seen(booking, anna)
     await audit.flush()
     await audit.flush()

@@ -2,9 +2,10 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -16,14 +17,16 @@ from dispatch.audience import Audience
 from dispatch.audit import Audit
 from dispatch.board import Board
 from dispatch.config import Config
+from dispatch.core.routing import Terms
 from dispatch.core.types import Booking, Role, Stage
 from dispatch.database import Connection, Pool
 from dispatch.fairness import explain_mechanic
-from dispatch.fanout import Fanout, in_turn
+from dispatch.fanout import Fanout
 from dispatch.hints import Display, Entry
-from dispatch.hub import Hub
+from dispatch.hub import Hub, OnlineMechanic
 from dispatch.metrics import Metrics
 from dispatch.protocol import timestamp
+from dispatch.rides import Part, in_turn
 from dispatch.store import Store
 from dispatch.waterfall import Waterfall
 from tests.integration.living import living_node
@@ -375,17 +378,23 @@ def seeded() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("seeded")
-def test_everyone_is_written_to_first_and_at_every_place_equally_often() -> None:
-    everyone, broadcasts = list(range(20)), 4000
+@pytest.mark.parametrize("sizes", [[20], [1, 12, 7], [1] * 20])
+def test_everyone_is_written_to_first_and_at_every_place_equally_often(sizes: list[int]) -> None:
+    everyone = [OnlineMechanic(builders.candidate(uuid4()), builders.T0) for _ in range(20)]
+    rest, parts, broadcasts = iter(everyone), dict[Hashable, Part](), 4000
+    for name, size in enumerate(sizes):
+        terms = Terms(score=50, preferred=False, highlighted=False)
+        parts[name] = Part(list(islice(rest, size)), terms)
 
-    orders = [in_turn(everyone) for _ in range(broadcasts)]
+    turns = [in_turn(parts) for _ in range(broadcasts)]
 
-    assert all(sorted(order) == everyone for order in orders)
-    for place in everyone:
+    orders = [[each for part in turn.values() for each in part.members] for turn in turns]
+    assert all(len(order) == 20 and set(order) == set(everyone) for order in orders)
+    for place in range(20):
         counts = Counter(order[place] for order in orders)
         # 19 degrees of freedom: it is 60 or more once in 200,000 times.
         assert chi_square(list(counts.values()), len(everyone)) < 60
-    assert in_turn([]) == []
+    assert in_turn({}) == {}
 
 
 @pytest.mark.usefixtures("seeded")

@@ -1,0 +1,117 @@
+"""What goes to many mechanics of this node: a booking's card, and that it is taken back.
+
+One job: say to whom, in which parts, and write one part. The parts are the hub's groups, so that
+what is under way to the same people meets on the `Carousel`. Nothing is awaited. Imports `core`,
+`hub` and nothing else of ours.
+"""
+
+import random
+from collections import defaultdict, deque
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
+from uuid import UUID
+
+from dispatch.core import routing
+from dispatch.hub import Card, OnlineMechanic
+
+
+class Part(NamedTuple):
+    """Mechanics who are offered a booking on the same terms."""
+
+    members: Sequence[OnlineMechanic]
+    terms: routing.Terms
+
+
+class Offering:
+    """A card on its way to everybody here who may have it.
+
+    Whoever is shown it by another way meanwhile, or may not have it any more, is passed by. `asked`
+    are those who were written to.
+    """
+
+    def __init__(
+        self,
+        card: Card,
+        parts: dict[Hashable, Part],
+        *,
+        prepare: Callable[[routing.Terms], bytes],
+        asked: Callable[[list[UUID], int], None],
+        arrived: Callable[[list[UUID]], None],
+    ) -> None:
+        """`prepare` makes the bytes for all with the same terms; `asked` is told who was written
+        to, with which score, after each part, and `arrived` at the end who was in all."""
+        self.card = card
+        self.ahead: dict[Hashable, Part] = in_turn(parts)
+        self._prepare = prepare
+        self._prepared: dict[routing.Terms, bytes] = {}
+        self._asked = asked
+        self._arrived = arrived
+        self._all_asked: list[UUID] = []
+        self._passed_by: set[OnlineMechanic] = set()
+
+    def pass_by(self, mechanic: OnlineMechanic) -> None:
+        """She is not offered it by this ride."""
+        self._passed_by.add(mechanic)
+
+    def __len__(self) -> int:
+        return sum(len(part.members) for part in self.ahead.values())
+
+    def visit(self, part: Part) -> int:
+        """Offers it to one part."""
+        data = self._prepared.get(part.terms)
+        if data is None:
+            data = self._prepared[part.terms] = self._prepare(part.terms)
+        here = [each for each in part.members if each.sockets and each not in self._passed_by]
+        self.card.hand_out(here, data)
+        ids = [each.candidate.mechanic_id for each in here]
+        self._all_asked += ids
+        self._asked(ids, part.terms.score)
+        return len(here)
+
+    def arrived(self) -> None:
+        """The round is told how many were asked."""
+        self._arrived(self._all_asked)
+
+
+class Revoking:
+    """The news that a round is over, on its way to everybody who holds its card."""
+
+    def __init__(self, card: Card, data: bytes) -> None:
+        self._card = card
+        self._data = data
+        parts: defaultdict[Hashable, list[OnlineMechanic]] = defaultdict(list)
+        for holder in card.holders:
+            parts[holder.group].append(holder)
+        self.ahead: dict[Hashable, list[OnlineMechanic]] = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self.ahead.values()))
+
+    def visit(self, part: list[OnlineMechanic]) -> int:
+        """Takes the card from one part."""
+        for holder in part:
+            if holder.lose(self._card):
+                holder.send(self._data)
+        return len(part)
+
+    def arrived(self) -> None:
+        """Nobody holds it any more."""
+
+
+def in_turn(parts: dict[Hashable, Part]) -> dict[Hashable, Part]:
+    """The same people, beginning with another one each time.
+
+    Whoever is written to first has a head start. So that nobody has it by accident, or because she
+    connected early, the beginning is drawn anew for every broadcast, among those who may have it.
+    """
+    begin = random.randrange(sum(len(part.members) for part in parts.values()) or 1)
+    names = deque(parts)
+    while names and begin >= len(parts[names[0]].members):
+        begin -= len(parts[names[0]].members)
+        names.rotate(-1)
+    turned = {name: parts[name] for name in names}
+    if begin > 0:  # in the middle of a part, whose first members are the last of all then
+        members, terms = parts[names[0]]
+        turned[names[0]] = Part(members[begin:], terms)
+        turned[object()] = Part(members[:begin], terms)
+    return turned
