@@ -167,3 +167,35 @@ CREATE FUNCTION bench.cancel_all() RETURNS void LANGUAGE sql AS $$
      WHERE status = 'pending';
     UPDATE sessions SET status = 'cancelled', version = version + 1 WHERE status = 'pending';
 $$;
+
+-- Bookings in bulk that wait for an hour: the first p_named of them for mechanic number p_mechanic,
+-- the others for her workshop.
+CREATE FUNCTION bench.pend(p_count integer, p_mechanic integer, p_named integer) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    m     mechanics;
+    v_now timestamptz := dispatch_now();
+BEGIN
+    SELECT q.* INTO STRICT m FROM mechanics q JOIN bench.mechanics b USING (id) WHERE b.n = p_mechanic;
+    CREATE TEMP TABLE wanted ON COMMIT DROP AS
+    SELECT i, i <= p_named AS named, gen_random_uuid() AS customer, gen_random_uuid() AS session,
+           gen_random_uuid() AS request
+      FROM generate_series(1, p_count) i;
+    INSERT INTO users (id, email, name, role)
+    SELECT customer, customer || '@bench.test', 'Clara Customer', 'customer' FROM wanted;
+    INSERT INTO customers (id) SELECT customer FROM wanted;
+    INSERT INTO sessions (id, customer_user_id, type, status, plan, version, created_at)
+    SELECT session, customer, 'chat', 'pending', 'free', 2, v_now FROM wanted;
+    INSERT INTO session_requests (id, session_id, offer_id, customer_id, session_type, plan_code,
+                                  routing_type, preferred_workshop_id, preferred_mechanic_id, status,
+                                  stage, version, message, created_at, opens_at, stage_ends_at,
+                                  expires_at, due_at)
+    SELECT request, session, gen_random_uuid(), customer, 'chat', 'free',
+           CASE WHEN named THEN 'priority_broadcast' ELSE 'workshop_only' END, m.workshop_id, m.id,
+           'pending', CASE WHEN named THEN 'priority' ELSE 'open' END, 2, 'Asking.', v_now, v_now,
+           CASE WHEN named THEN v_now + interval '1 h' END, v_now + interval '2 h',
+           v_now + interval '1 h' + i * interval '1 ms'
+      FROM wanted;
+    INSERT INTO session_assignments (offer_id, request_id, session_id, generation, status, offered_at)
+    SELECT offer_id, id, session_id, 1, 'queued', v_now FROM session_requests JOIN wanted ON request = id;
+END $$;
