@@ -17,7 +17,8 @@
  *                                       "type":"offer.lost" or "type":"error" loses
  *   echo SOCKETS SECONDS MARKER PAYLOAD sends PAYLOAD on so many connections, and again whenever a
  *                                       frame with MARKER (any, if it is "-") comes back, until the
- *                                       time is over; ############ in it becomes a rising number
+ *                                       time is over; ############ in it becomes a rising number,
+ *                                       \r\n at its end the end of a line
  * MARKER and PAYLOAD may not contain spaces. End of input ends the program.
  *
  * "spare_ns" is the time between "first_ns" and "last_ns" that the client did not need: in which
@@ -465,6 +466,9 @@ static void begin(const char *command)
                task.expected <= sockets) {
         task.kind = ECHO;
         task.digits = strstr(task.payload, NUMBER);
+        char *end = strstr(task.payload, "\\r\\n");
+        if (end)
+            strcpy(end, "\r\n");
     } else {
         fprintf(stderr, "client: cannot do: %s\n", command);
         exit(2);
