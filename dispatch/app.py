@@ -1,7 +1,7 @@
 """The composition root: a node, its HTTP application and its sockets behind one listening socket.
 
-One job: run one node until SIGTERM. uvicorn serves HTTP, within the limits of our subclass of its
-protocol, and hands websockets to our protocol class.
+One job: run one node until SIGTERM. A new connection is met by the lobby; uvicorn serves HTTP,
+within the limits of our subclass of its protocol, and websockets are our protocol class's.
 On SIGTERM readiness turns red, the sockets are drained, answers under way are finished, the timers
 are left to Postgres.
 """
@@ -21,7 +21,7 @@ import uvloop
 
 from dispatch import http, logs
 from dispatch.config import Config
-from dispatch.http_protocol import HttpConnection
+from dispatch.lobby import Lobby
 from dispatch.node import Node
 from dispatch.websocket import Connection
 
@@ -89,7 +89,7 @@ def _uvicorn_config(node: Node) -> uvicorn.Config:
     return uvicorn.Config(
         http.create_app(node, lifespan),
         loop="none",
-        http=HttpConnection,
+        http=Lobby,
         ws=Connection,
         lifespan="on",
         log_config=None,

@@ -16,6 +16,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import msgspec
+from msgspec import Struct
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
@@ -48,6 +49,14 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
+class Caller(Struct, frozen=True, kw_only=True):
+    """Who asks for a websocket: the values of the headers that say so, one for each header."""
+
+    origins: list[str]
+    forwarded_for: list[str]
+    authorizations: list[str]
+
+
 class Handshake(ServerProtocol):
     """websockets' side of one handshake: no extension is ever agreed on, and one subprotocol."""
 
@@ -75,15 +84,25 @@ class Handshake(ServerProtocol):
         return b"".join(self.data_to_send())
 
 
-def check(request: Request, allowed_origins: frozenset[str]) -> None:
-    """Raise NotFound, BadRequest or Forbidden for a request that may not become a websocket."""
+def caller(request: Request) -> Caller:
+    """Who asks. Raises NotFound or BadRequest for what may be no websocket, whoever asks for it."""
     path, _, query = request.path.partition("?")
     if path != PATH or request.method != "GET":
         raise NotFound
     names = (name.lower() for name, _ in parse_qsl(query, keep_blank_values=True))
     if not _TOKEN_PARAMETERS.isdisjoint(names):
         raise BadRequest("a token does not belong in the query: send it in the frame hello")
-    for origin in request.headers.get_all("Origin"):
+    headers = request.headers
+    return Caller(
+        origins=headers.get_all("Origin"),
+        forwarded_for=headers.get_all("X-Forwarded-For"),
+        authorizations=headers.get_all("Authorization"),
+    )
+
+
+def check_origins(origins: Sequence[str], allowed_origins: frozenset[str]) -> None:
+    """Raise Forbidden for a browser that may not connect; without an origin it is no browser."""
+    for origin in origins:
         if normal_origin(origin) not in _normal_origins(allowed_origins):
             raise Forbidden("this origin may not connect")
 
@@ -139,6 +158,13 @@ def limited_address(
     it is a proxy that says whom it forwards. IPv6 counts by the /64 that one customer of a provider
     gets.
     """
+    return _limited_address(peer, tuple(forwarded_for), trusted_proxies)
+
+
+@lru_cache(maxsize=1024)  # many sockets come from one address, and reading it costs 8 µs
+def _limited_address(
+    peer: str | None, forwarded_for: tuple[str, ...], trusted_proxies: frozenset[str]
+) -> str | None:
     address, forwarded = _behind_proxies(peer, forwarded_for, trusted_proxies)
     if address is None or (address.is_loopback and not forwarded):
         return None

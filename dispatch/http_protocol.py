@@ -12,7 +12,7 @@ closing at once would reset the connection, and the answer might never be read.
 
 import asyncio
 from collections.abc import Collection
-from typing import Any, ClassVar, Final, NoReturn
+from typing import Any, ClassVar, Final, NoReturn, Protocol
 
 from msgspec import Struct
 from uvicorn._types import ASGI3Application
@@ -46,6 +46,13 @@ class Limits(Struct, frozen=True, kw_only=True):
         return min(*durations, self.linger_seconds) / 5
 
 
+class Visited(Protocol):
+    """What the wheel of HTTP looks after."""
+
+    def visit(self, now: float) -> None:
+        """Look after the deadlines; `now` is the wheel's time."""
+
+
 class HttpConnection(HttpToolsProtocol):
     """uvicorn's HTTP protocol for clients that may be hostile. No timer belongs to one of them.
 
@@ -63,7 +70,7 @@ class HttpConnection(HttpToolsProtocol):
     ) -> None:
         """As uvicorn calls it."""
         super().__init__(config, server_state, app_state, _loop)
-        self._wheel = _wheel_of(app_state, self.loop, self.limits)
+        self._wheel = wheel_of(app_state, self.loop, self.limits)
         self._running: RequestResponseCycle | None = None  # the one that is or was answered last
         self._in_body = False  # a head is whole and its body is not
         self._since = 0.0  # by the wheel: when the client was last waited for anew
@@ -81,6 +88,10 @@ class HttpConnection(HttpToolsProtocol):
         super().connection_made(transport)
         self._since = self._progress_at = self._wheel.now
         self._wheel.add(self)
+
+    def count_from(self, since: float) -> None:
+        """The client has been waited for since then, by the wheel: it connected some time ago."""
+        self._since = since
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wheel.discard(self)
@@ -225,14 +236,14 @@ class HttpConnection(HttpToolsProtocol):
             self._running.message_event.set()
 
 
-def _visit(connections: Collection[HttpConnection], now: float) -> None:
+def _visit(connections: Collection[Visited], now: float) -> None:
     for connection in connections:
         connection.visit(now)
 
 
-def _wheel_of(
+def wheel_of(
     app_state: dict[str, Any], loop: asyncio.AbstractEventLoop, limits: Limits
-) -> Wheel[HttpConnection]:
+) -> Wheel[Visited]:
     """The one of this process, made for its first connection and kept in `app_state`."""
     wheel = app_state.get(_APP_STATE_KEY)
     if wheel is None:

@@ -3,9 +3,10 @@
 Its one job: take the connection over from uvicorn, judge the handshake, and from then on turn
 bytes into whole text messages and write prepared ones, within limits of size and time that one
 client cannot exceed. What messages mean is its subclass's business (`websocket`). May import
-`errors`, `protocol` (sizes and codes) and its own parts: `handshake`, `heartbeat`, `ratelimit`. The
-grammar is websockets' sans-I/O `ServerProtocol`. It fails by closing the one connection with a
-code that says why; nothing of what a client sent is ever logged.
+`errors`, `protocol` (sizes and codes) and its own parts: `handshake`, `quick_frames`, `heartbeat`,
+`ratelimit`. The grammar is websockets' sans-I/O `ServerProtocol`; ordinary frames are read without
+it, and a socket whose peer says nothing else has none of its own. It fails by closing the one
+connection with a code that says why; nothing of what a client sent is ever logged.
 
 Once a socket is `closing`, nothing more is sent, and the wheel ends it if the peer does not.
 """
@@ -22,7 +23,7 @@ from websockets.protocol import SEND_EOF, State
 from websockets.server import ServerProtocol
 from websockets.typing import BytesLike
 
-from dispatch import handshake
+from dispatch import handshake, quick_frames
 from dispatch.errors import DispatchError, RateLimited, Unavailable
 from dispatch.heartbeat import Wheel
 from dispatch.protocol import MAX_CLIENT_FRAME_BYTES, CloseCode
@@ -111,6 +112,34 @@ class Endpoint:
         return self.loop.time()
 
 
+class _Grammar(ServerProtocol):
+    """websockets' side of an open websocket, and whether all it was given became frames."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            state=State.OPEN, max_size=MAX_CLIENT_FRAME_BYTES, logger=handshake.websockets_log
+        )
+        self._unread_bytes = 0  # at least: a length may be spelled longer than it need be
+
+    def read(self, data: bytes) -> list[Frame]:
+        """The frames that end in `data`; what else is to be said is in `data_to_send`."""
+        self.receive_data(data)
+        frames = [event for event in self.events_received() if isinstance(event, Frame)]
+        self._unread_bytes += len(data) - sum(map(_frame_bytes, frames))
+        return frames
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way, so that the next byte begins a frame and a message."""
+        return self._unread_bytes == 0 and self.current_size is None and self.state is State.OPEN
+
+
+def _frame_bytes(frame: Frame) -> int:
+    """The least that a client needs to say this frame (RFC 6455, 5.2)."""
+    length = len(frame.data)
+    return 6 + length + (0 if length < 126 else 2 if length < 65536 else 8)
+
+
 def _visit(sockets: "Collection[Socket]", now: float) -> None:
     wall = time.time()
     for socket in sockets:
@@ -149,7 +178,6 @@ class Socket(asyncio.Protocol, ABC):
     limits: ClassVar[Limits] = Limits()
 
     _transport: asyncio.Transport
-    _grammar: ServerProtocol
 
     def __init__(
         self, config: object, server_state: ServerState, app_state: dict[str, Any]
@@ -162,6 +190,7 @@ class Socket(asyncio.Protocol, ABC):
         self.since = 0.0  # by the wheel: when it opened or, later, turned closing
         self._endpoint = Endpoint.of(app_state, self.limits)
         self._server_state = server_state
+        self._grammar: _Grammar | None = None  # made when it is needed
         self._partial: bytearray | None = None  # of a text message in several fragments
         self._control_mark = 0.0
         self._reading_paused = False
@@ -218,25 +247,26 @@ class Socket(asyncio.Protocol, ABC):
         if self.closing:
             return
         self._turn_closing(code)
+        grammar = self._need_grammar()
         # The grammar may know already of a close, or an error, behind what is being handled now.
-        at_once = code in _HOSTILE or self._grammar.state is not State.OPEN
+        at_once = code in _HOSTILE or grammar.state is not State.OPEN
         if at_once:
-            self._grammar.fail(code, reason)
+            grammar.fail(code, reason)
         else:
-            self._grammar.send_close(code, reason)
-        self._transport.write(b"".join(self._grammar.data_to_send()))
+            grammar.send_close(code, reason)
+        self._transport.write(b"".join(grammar.data_to_send()))
         if at_once:
             self._end_writing()
 
     @property
     def closed_by_peer(self) -> bool:
         """Whether it was the peer who began the closing handshake."""
-        return self._grammar.close_rcvd_then_sent is True
+        return self._grammar is not None and self._grammar.close_rcvd_then_sent is True
 
     def finished(self) -> None:
         """Nothing that came before the peer's close is left to be handled."""
         self.busy = False
-        if self._grammar.close_rcvd is not None:
+        if self._grammar is not None and self._grammar.close_rcvd is not None:
             self._transport.close()
 
     def pause_reading(self) -> None:
@@ -299,11 +329,10 @@ class Socket(asyncio.Protocol, ABC):
     def data_received(self, data: bytes) -> None:
         if not self.is_open:
             self._open(data)
-        elif len(data) <= _SLICE_BYTES:
-            self._feed(data)
-        else:
-            for start in range(0, len(data), _SLICE_BYTES):
-                self._feed(data[start : start + _SLICE_BYTES])
+            return
+        begin = self._read_quickly(data)
+        for start in range(begin, len(data), _SLICE_BYTES):
+            self._feed(data[start : start + _SLICE_BYTES])
 
     # --- the handshake ----------------------------------------------------------------------------
 
@@ -311,17 +340,47 @@ class Socket(asyncio.Protocol, ABC):
         """Answer the HTTP request, which uvicorn has read to its end."""
         if self.closing:
             return
+        hands = handshake.Handshake()
         try:
-            token = self._shake_hands(data)
+            request = hands.read(data)
+            token = self._let_in(handshake.caller(request))
+            answer = hands.switch(request)
         except DispatchError as error:
-            self._turn_closing(_ABNORMAL)
-            self._transport.write(handshake.response(error))
-            self._transport.close()
-            return
-        # The grammar of the handshake would keep the whole request, token and all, for ever.
-        self._grammar = ServerProtocol(
-            state=State.OPEN, max_size=MAX_CLIENT_FRAME_BYTES, logger=handshake.websockets_log
+            self._turn_away(error)
+        else:
+            self._switch(token, answer)
+
+    def open_quickly(self, caller: handshake.Caller, answer: bytes) -> None:
+        """The same for a request that was read already, of which `answer` makes a websocket."""
+        try:
+            token = self._let_in(caller)
+        except DispatchError as error:
+            self._turn_away(error)
+        else:
+            self._switch(token, answer)
+
+    def _let_in(self, caller: handshake.Caller) -> str | None:
+        """The caller's bearer token; raises what she is turned away with."""
+        endpoint, door = self._endpoint, self._endpoint.door
+        handshake.check_origins(caller.origins, door.allowed_origins)
+        if door.draining:
+            raise Unavailable("this server is going down; connect again for another")
+        address = handshake.limited_address(
+            (self._transport.get_extra_info("peername") or (None,))[0],
+            caller.forwarded_for,
+            door.trusted_proxies,
         )
+        if address is not None and not endpoint.address_connects.take(address, endpoint.now()):
+            raise RateLimited("too many connections from this address")
+        return handshake.bearer_token(caller.authorizations)
+
+    def _turn_away(self, error: DispatchError) -> None:
+        self._turn_closing(_ABNORMAL)
+        self._transport.write(handshake.response(error))
+        self._transport.close()
+
+    def _switch(self, token: str | None, answer: bytes) -> None:
+        self._transport.write(answer)
         self._transport.set_write_buffer_limits(high=self.limits.outbox_bytes)
         wheel = self._endpoint.wheel
         self.since = self._heard_at = self._pinged_at = self._progress_at = wheel.now
@@ -329,32 +388,31 @@ class Socket(asyncio.Protocol, ABC):
         self.is_open = True
         self.opened(token)
 
-    def _shake_hands(self, data: bytes) -> str | None:
-        """Accept the request and return its bearer token, or raise what it is refused with."""
-        endpoint, door = self._endpoint, self._endpoint.door
-        hands = handshake.Handshake()
-        request = hands.read(data)
-        handshake.check(request, door.allowed_origins)
-        if door.draining:
-            raise Unavailable("this server is going down; connect again for another")
-        address = handshake.limited_address(
-            (self._transport.get_extra_info("peername") or (None,))[0],
-            request.headers.get_all("X-Forwarded-For"),
-            door.trusted_proxies,
-        )
-        if address is not None and not endpoint.address_connects.take(address, endpoint.now()):
-            raise RateLimited("too many connections from this address")
-        token = handshake.bearer_token(request.headers.get_all("Authorization"))
-        self._transport.write(hands.switch(request))
-        return token
-
     # --- bytes to messages ------------------------------------------------------------------------
 
+    def _read_quickly(self, data: bytes) -> int:
+        """Handle the ordinary frames at the beginning; gives where the grammar must take over."""
+        at = 0
+        while not self.closing and (self._grammar is None or self._grammar.is_idle):
+            frame = quick_frames.read(data, at)
+            if frame is None:
+                break
+            kind, payload, at = frame
+            self._heard = True
+            if kind == quick_frames.TEXT:
+                self._message(payload)
+            elif self._take_control() and kind == quick_frames.PING:
+                self.send(quick_frames.pong(payload))
+        return at
+
+    def _need_grammar(self) -> _Grammar:
+        if self._grammar is None:
+            self._grammar = _Grammar()
+        return self._grammar
+
     def _feed(self, data: bytes) -> None:
-        grammar = self._grammar
-        grammar.receive_data(data)
-        for event in grammar.events_received():
-            assert isinstance(event, Frame)
+        grammar = self._need_grammar()
+        for event in grammar.read(data):
             self._take(event)
         writes = grammar.data_to_send()
         if not writes:
@@ -381,8 +439,9 @@ class Socket(asyncio.Protocol, ABC):
         if opcode is _TEXT and event.fin:
             self._message(event.data)
         elif opcode is Opcode.CLOSE:
-            assert self._grammar.close_rcvd is not None
-            self._turn_closing(self._grammar.close_rcvd.code)
+            close = self._need_grammar().close_rcvd
+            assert close is not None
+            self._turn_closing(close.code)
         elif opcode is Opcode.BINARY:
             self.binary_received()  # its further fragments belong to nothing
         elif self._take_control():

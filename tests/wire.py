@@ -28,7 +28,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from dispatch.auth import Identity
 from dispatch.core.types import Role
 from dispatch.errors import NotAuthenticated
-from dispatch.http_protocol import HttpConnection
+from dispatch.lobby import Lobby
 from dispatch.protocol import SUBPROTOCOL, AnyClientFrame, Ok
 from dispatch.websocket import Connection, Limits
 from tests.support import WAIT_SECONDS, eventually
@@ -163,7 +163,7 @@ def limited(**limits: Any) -> type[Connection]:
 async def serving(
     gateway: StandIn,
     connection: type[asyncio.Protocol] = Connection,
-    http: type[asyncio.Protocol] = HttpConnection,
+    http: type[asyncio.Protocol] = Lobby,
     routes: Sequence[Route] = (),
 ) -> AsyncIterator[Served]:
     """uvicorn on a free port until the end of the block, when everybody is disconnected."""

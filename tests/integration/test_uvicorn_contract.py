@@ -162,7 +162,7 @@ async def test_at_its_end_uvicorn_calls_shutdown_and_waits_for_connections_and_t
         client.write(
             b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
         )
-        await eventually(lambda: served.server_state.connections)
+        await eventually(lambda: ws.seen)
         protocol = _only(served)
         go_on = asyncio.Event()
         task = asyncio.create_task(cast(Any, go_on.wait()))
