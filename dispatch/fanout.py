@@ -9,7 +9,7 @@ that moment, and the ride passes her by. Imports `core`, `board`, `hub`, `audien
 `carousel`, `rides`, `frames`, `hints` and `protocol`.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
@@ -26,7 +26,7 @@ from dispatch.core import routing
 from dispatch.core.lifecycle import LIVE
 from dispatch.core.types import Booking, Candidate, RequestStatus, Role, Stage
 from dispatch.hints import Entry, Hint
-from dispatch.hub import Card, Hub, OnlineMechanic, Socket
+from dispatch.hub import Card, Group, Hub, OnlineMechanic, Socket
 from dispatch.protocol import (
     Offer,
     OfferRevoked,
@@ -223,45 +223,41 @@ class Fanout:
         )
         self._carousel.board(offering)
 
-    def _routed(self, booking: Booking) -> tuple[dict[Hashable, Part], list[tuple[UUID, str]], int]:
+    def _routed(self, booking: Booking) -> tuple[list[Part], list[tuple[UUID, str]], int]:
         """Everybody here by what becomes of her: who is offered the booking, who is not and why,
         and how many more the strategy itself rules out.
 
-        Routing is asked once for a group, and for those whom the booking names each by herself.
+        Routing is asked once for a group, and once for each of those whom the booking names.
         """
-        named = self._named(booking)
-        parts: dict[Hashable, Part] = {}
+        known = self._known_to(booking)
+        units = [(each.group, each.candidate, [each]) for each in known]
+        if booking.stage is not Stage.PRIORITY:  # nobody but the favourite is looked at in hers
+            units += [(group, group.kind, group.without(known)) for group in self._hub.groups()]
+        parts: dict[tuple[Group, routing.Terms], Part] = {}
         excluded: list[tuple[UUID, str]] = []
         others = 0
-        units: list[tuple[Hashable, Candidate, tuple[OnlineMechanic, ...]]] = [
-            (each, each.candidate, (each,)) for each in named
-        ]
-        if booking.stage is not Stage.PRIORITY:  # nobody but the favourite is looked at in hers
-            of_named = {each.group for each in named}
-            for group in self._hub.groups():
-                members = tuple(group.members)
-                if group in of_named:
-                    members = tuple(each for each in members if each not in named)
-                units.append((group, group.kind, members))
-        for name, kind, members in units:
-            reason = routing.exclusion(booking, kind, self._capacity)
+        for group, candidate, members in units:
+            reason = routing.exclusion(booking, candidate, self._capacity)
             if reason is None:
-                if members:
-                    parts[name] = Part(members, routing.terms(booking, kind))
+                terms = routing.terms(booking, candidate)
+                parts.setdefault((group, terms), Part(group, terms, [])).members.extend(members)
             elif reason in _SELF_EVIDENT:
                 others += len(members)
             else:
                 excluded += [(each.candidate.mechanic_id, reason) for each in members]
-        return parts, excluded, others
+        return [part for part in parts.values() if part.members], excluded, others
 
-    def _named(self, booking: Booking) -> set[OnlineMechanic]:
-        """Those here whom the booking knows by name: its favourite, who declined, who gave it
-        back."""
-        names = {*booking.excluded, booking.preferred_mechanic_id}
-        if booking.stage is Stage.PRIORITY:
-            names = {booking.preferred_mechanic_id}
+    def _known_to(self, booking: Booking) -> set[OnlineMechanic]:
+        """Those here whom the booking knows: its favourite, who declined it or gave it back, and
+        the people of its workshop."""
+        names = {booking.preferred_mechanic_id}
+        if booking.stage is not Stage.PRIORITY:
+            names.update(booking.excluded)
         here = (None if each is None else self._hub.mechanic(each) for each in names)
-        return {each for each in here if each is not None}
+        known = {each for each in here if each is not None}
+        if booking.preferred_workshop_id is not None and booking.stage is not Stage.PRIORITY:
+            known.update(self._hub.of_workshop(booking.preferred_workshop_id))
+        return known
 
     def _card_of(self, booking: Booking) -> Card:
         """The card of the round that is open."""

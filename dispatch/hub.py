@@ -4,12 +4,14 @@ One job: find the sockets of a user, and keep beside each online mechanic what r
 her and which cards she is shown. Bytes are prepared once and written to many; a socket bounds its
 own outbox. No I/O of its own, no decisions; imports `core`, `protocol` and nothing else of ours.
 
-Mechanics whom routing cannot tell apart stand in one group, so that a booking is routed once for
-all of them, however many thousands they are.
+Mechanics whom routing tells apart by nothing but who they are, and whose workshop they are of,
+stand in one group: a booking is routed once for all of them, but for the few whom it names and the
+people of the workshop that it names.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 from typing import Final, Protocol
 from uuid import UUID
@@ -62,9 +64,9 @@ class Card:
 
 
 class Group:
-    """Some mechanics who differ in nothing that routing looks at, but in who they are.
+    """Some mechanics whom routing cannot tell apart, unless by their names or their workshop's.
 
-    `kind` is what they have in common: a candidate who is `NOBODY`.
+    `kind` is what they have in common: a candidate who is `NOBODY`, of nobody's workshop or none.
     """
 
     __slots__ = ("kind", "members")
@@ -72,6 +74,12 @@ class Group:
     def __init__(self, kind: Candidate) -> None:
         self.kind = kind
         self.members: dict[OnlineMechanic, None] = {}
+
+    def without(self, these: "AbstractSet[OnlineMechanic]") -> "list[OnlineMechanic]":
+        """Its members, but for these."""
+        if these.isdisjoint(self.members):
+            return list(self.members)
+        return [each for each in self.members if each not in these]
 
 
 class OnlineMechanic:
@@ -124,6 +132,7 @@ class Hub:
         self._sockets: dict[UUID, tuple[Socket, ...]] = {}
         self._mechanics: dict[UUID, OnlineMechanic] = {}
         self._groups: defaultdict[Candidate, list[Group]] = defaultdict(list)
+        self._by_workshop: defaultdict[UUID, dict[OnlineMechanic, None]] = defaultdict(dict)
         self.ready: Counter[tuple[UUID | None, bool]] = Counter()
         self.apart: dict[UUID, None] = {}
         self.parted = 0  # how often somebody was added to it
@@ -143,7 +152,7 @@ class Hub:
         if mechanic is None:
             mechanic = self._mechanics[socket.user_id] = OnlineMechanic(candidate, changed_at)
             self._count_ready(candidate, 1)
-            self._join_group(mechanic)
+            self._place(mechanic)
         mechanic.sockets = (*mechanic.sockets, socket)
         return mechanic
 
@@ -167,7 +176,7 @@ class Hub:
         del self._mechanics[mechanic_id]
         self._set_apart(mechanic_id)
         self._count_ready(mechanic.candidate, -1)
-        self._leave_group(mechanic)
+        self._displace(mechanic)
         for card in list(mechanic.cards):
             mechanic.lose(card)
 
@@ -182,6 +191,10 @@ class Hub:
     def groups(self) -> list[Group]:
         """Everyone who has a socket here, by what routing makes of them."""
         return [group for groups in self._groups.values() for group in groups]
+
+    def of_workshop(self, workshop_id: UUID) -> Collection[OnlineMechanic]:
+        """The people of a workshop who have a socket here."""
+        return self._by_workshop.get(workshop_id, ())
 
     def share(self, mechanic_id: UUID) -> None:
         """The mechanic, if she is here, has a device on another node too."""
@@ -208,11 +221,10 @@ class Hub:
     def set_candidate(self, mechanic: OnlineMechanic, candidate: Candidate) -> None:
         """Routing sees these facts of her from now on."""
         self._count_ready(mechanic.candidate, -1)
+        self._displace(mechanic)
         mechanic.candidate = candidate
+        self._place(mechanic)
         self._count_ready(candidate, 1)
-        if _kind(candidate) != mechanic.group.kind:
-            self._leave_group(mechanic)
-            self._join_group(mechanic)
 
     def sockets_of(self, user_id: UUID) -> tuple[Socket, ...]:
         """The user's sockets here."""
@@ -262,21 +274,29 @@ class Hub:
         if candidate.approved and candidate.available:
             self.ready[candidate.workshop_id, candidate.is_specialist] += more
 
-    def _join_group(self, mechanic: OnlineMechanic) -> None:
-        kind = _kind(mechanic.candidate)
+    def _place(self, mechanic: OnlineMechanic) -> None:
+        candidate = mechanic.candidate
+        of = None if candidate.workshop_id is None else NOBODY
+        kind = replace(candidate, mechanic_id=NOBODY, workshop_id=of)
         groups = self._groups[kind]
         if not groups or len(groups[-1].members) >= GROUP:
             groups.append(Group(kind))
         mechanic.group = groups[-1]
         mechanic.group.members[mechanic] = None
+        if candidate.workshop_id is not None:
+            self._by_workshop[candidate.workshop_id][mechanic] = None
 
-    def _leave_group(self, mechanic: OnlineMechanic) -> None:
-        group = mechanic.group
+    def _displace(self, mechanic: OnlineMechanic) -> None:
+        group, workshop_id = mechanic.group, mechanic.candidate.workshop_id
         del group.members[mechanic]
         if not group.members:
             self._groups[group.kind].remove(group)
             if not self._groups[group.kind]:
                 del self._groups[group.kind]
+        if workshop_id is not None:
+            del self._by_workshop[workshop_id][mechanic]
+            if not self._by_workshop[workshop_id]:
+                del self._by_workshop[workshop_id]
 
     def _unwatch(self, socket: Socket, mechanic_id: UUID) -> None:
         watchers = self._watchers.get(mechanic_id)
@@ -284,10 +304,6 @@ class Hub:
             watchers.discard(socket)
             if not watchers:
                 del self._watchers[mechanic_id]
-
-
-def _kind(candidate: Candidate) -> Candidate:
-    return replace(candidate, mechanic_id=NOBODY)
 
 
 def _without(sockets: tuple[Socket, ...], socket: Socket) -> tuple[Socket, ...]:

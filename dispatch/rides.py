@@ -12,14 +12,15 @@ from typing import NamedTuple
 from uuid import UUID
 
 from dispatch.core import routing
-from dispatch.hub import Card, OnlineMechanic
+from dispatch.hub import Card, Group, OnlineMechanic
 
 
 class Part(NamedTuple):
-    """Mechanics who are offered a booking on the same terms."""
+    """Mechanics of one group who are offered a booking on the same terms."""
 
-    members: Sequence[OnlineMechanic]
+    group: Group
     terms: routing.Terms
+    members: list[OnlineMechanic]
 
 
 class Offering:
@@ -32,7 +33,7 @@ class Offering:
     def __init__(
         self,
         card: Card,
-        parts: dict[Hashable, Part],
+        parts: Sequence[Part],
         *,
         prepare: Callable[[routing.Terms], bytes],
         asked: Callable[[list[UUID], int], None],
@@ -98,20 +99,21 @@ class Revoking:
         """Nobody holds it any more."""
 
 
-def in_turn(parts: dict[Hashable, Part]) -> dict[Hashable, Part]:
-    """The same people, beginning with another one each time.
+def in_turn(parts: Sequence[Part]) -> dict[Hashable, Part]:
+    """The parts by names that other broadcasts to the same people use as well, beginning with
+    another mechanic each time.
 
     Whoever is written to first has a head start. So that nobody has it by accident, or because she
     connected early, the beginning is drawn anew for every broadcast, among those who may have it.
     """
-    begin = random.randrange(sum(len(part.members) for part in parts.values()) or 1)
-    names = deque(parts)
-    while names and begin >= len(parts[names[0]].members):
-        begin -= len(parts[names[0]].members)
-        names.rotate(-1)
-    turned = {name: parts[name] for name in names}
+    begin = random.randrange(sum(len(part.members) for part in parts) or 1)
+    queue = deque(parts)
+    while queue and begin >= len(queue[0].members):
+        begin -= len(queue[0].members)
+        queue.rotate(-1)
+    turned: dict[Hashable, Part] = {(part.group, part.terms): part for part in queue}
     if begin > 0:  # in the middle of a part, whose first members are the last of all then
-        members, terms = parts[names[0]]
-        turned[names[0]] = Part(members[begin:], terms)
-        turned[object()] = Part(members[:begin], terms)
+        group, terms, members = queue[0]
+        turned[group, terms] = Part(group, terms, members[begin:])
+        turned[object()] = Part(group, terms, members[:begin])
     return turned
