@@ -3,27 +3,22 @@
 The webhooks are signed and complete, of payments made beforehand. pgbench does what each of them
 and the opening of its booking write, in one transaction and one call (`bench.book` in `city.sql`),
 over as many connections as the server's pool has, before and after. Nothing is pinned: both use
-both cores. Imports `city`, `dispatch_server`, `load`, `pgbench`, and of the product's stand-in for
+both cores. Imports `child`, `city`, `dispatch_server`, `pgbench`, and of the product's stand-in for
 Stripe what an event looks like.
 """
 
 import json
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import asyncpg
 
 from bench import machine, pgbench
+from bench.child import Child, child
 from bench.city import City, city
 from bench.dispatch_server import serving, write_tokens
-from bench.load import LoadError
 from bench.options import Options, Say
 from dispatch.database import POOL_SIZE
 from dispatch.stripe_standin import objects
@@ -111,7 +106,7 @@ def measure(options: Options, say: Say) -> list[Bookings]:
             before = _with_pgbench(place, shape.routing, options.rounds)
             with (
                 serving(place, core=None) as (port, pid),
-                shopfront(port, write_tokens(place, mechanics)) as front,
+                child("bench.shopfront", port, write_tokens(place, mechanics)) as front,
             ):
                 seen = [_round(place, front, shape, pid) for _ in range(options.rounds + 2)][2:]
             after = _with_pgbench(place, shape.routing, options.rounds)
@@ -184,7 +179,7 @@ class Round:
     server_cpu_seconds: float
 
 
-def _round(place: City, front: "Shopfront", shape: Shape, pid: int) -> Round:
+def _round(place: City, front: Child, shape: Shape, pid: int) -> Round:
     """Posts the webhooks, waits for the offers, and takes all of them back as another node would
     have done."""
     path = place.folder / "webhooks"
@@ -232,44 +227,3 @@ def _webhook(place: City, sale: asyncpg.Record) -> str:
         f"Content-Type: application/json; charset=utf-8\r\nStripe-Signature: {signature}\r\n"
         f"Content-Length: {len(body)}\r\n\r\n{body.decode()}"
     )
-
-
-class Shopfront:
-    """`bench.shopfront` as a child process; one command at a time."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def ask(self, command: str) -> dict[str, Any]:
-        """What it says of one command. Raises LoadError when it could not be done."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(command + "\n")
-        self._process.stdin.flush()
-        return self.hear()
-
-    def hear(self) -> dict[str, Any]:
-        """The next thing that it says; it ends by itself when something takes too long."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise LoadError("the client of the bookings ended")
-        said: dict[str, Any] = json.loads(line)
-        if "failure" in said:
-            raise LoadError(str(said["failure"]))
-        return said
-
-
-@contextmanager
-def shopfront(port: int, tokens: Path) -> Iterator[Shopfront]:
-    """The load client with its mechanics connected; ended at the end."""
-    command = [sys.executable, "-m", "bench.shopfront", str(port), str(tokens)]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=pgbench.HERE.parent
-    )
-    try:
-        front = Shopfront(process)
-        front.hear()
-        yield front
-    finally:
-        process.kill()
-        process.communicate()

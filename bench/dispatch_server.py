@@ -41,7 +41,7 @@ class Dispatch:
                 token(place, customer, Role.CUSTOMER) for customer in place.add_customers(CUSTOMERS)
             ]
             with serving(place, machine.SERVER_CORE) as (port, pid):
-                bookings = _Bookings(port, customers)
+                bookings = Bookings(port, customers)
                 yield Running(
                     pid,
                     port,
@@ -55,7 +55,7 @@ class Dispatch:
                 )
 
 
-class _Bookings:
+class Bookings:
     """A booking each of some customers, all made at the same moment."""
 
     def __init__(self, port: int, bearers: Sequence[str]) -> None:
@@ -67,6 +67,7 @@ class _Bookings:
         self._request_ids: list[str] = []
 
     def start(self, count: int) -> None:
+        """So many of the customers book at once, for everybody."""
         wanted = {
             "plan": "free",
             "routing_type": "broadcast",
@@ -81,6 +82,7 @@ class _Bookings:
         self._request_ids = [json.loads(answer)["request_id"] for answer in answers]
 
     def cancel(self, count: int) -> None:
+        """They take it back."""
         cancels = [
             Post(f"/api/requests/{request_id}/cancel", "", headers)
             for request_id, headers in zip(self._request_ids, self._headers, strict=False)

@@ -106,6 +106,11 @@ class LoadClient:
         self._output = b""
         self.sockets = sockets
 
+    @property
+    def pid(self) -> int:
+        """Of the client's process."""
+        return self._process.pid
+
     def connect(self, in_flight: int = 128, seconds: float = 60) -> Outcome:
         """Closes what is open, all at once, and opens every connection, `in_flight` handshakes at
         a time; until all are ready."""
