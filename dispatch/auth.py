@@ -11,10 +11,11 @@ CLOCK_SKEW_SECONDS, so a token may look that much younger than now; it never liv
 
 import asyncio
 import base64
+import hmac
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 from uuid import UUID
 
 import argon2
@@ -28,7 +29,7 @@ from dispatch.database import Pool, unavailable_when_lost
 from dispatch.errors import NotAuthenticated, Unavailable
 from dispatch.gathering import Gathering
 
-ISSUER: Final = "dispatch"
+ISSUER: Final = "dispatch"  # these two also stand in `_Signed`
 AUDIENCE: Final = "dispatch"
 ALGORITHM: Final = "HS256"
 MIN_SECRET_BYTES: Final = 32
@@ -38,6 +39,8 @@ QUERY_SECONDS: Final = 5.0
 
 T = TypeVar("T")
 
+# How every token of ours begins.
+_HEAD: Final = jwt.encode({}, "-" * MIN_SECRET_BYTES, algorithm=ALGORITHM).partition(".")[0]
 _REFUSED: Final = "not authenticated: the token is missing, wrong, expired or revoked"
 _QUERIES: Final = queries.load("people")
 
@@ -54,6 +57,18 @@ class Identity(Struct, frozen=True):
     expires_at: float
 
 
+class _Signed(Struct, frozen=True, forbid_unknown_fields=True):
+    """All that `issue_token` signs, and nothing else."""
+
+    iss: Literal["dispatch"]
+    aud: Literal["dispatch"]
+    sub: UUID
+    role: Role
+    epoch: int
+    iat: float
+    exp: float
+
+
 class _Claims(Struct, frozen=True):
     """The shape of what we sign; PyJWT checks who, for whom and when."""
 
@@ -61,6 +76,9 @@ class _Claims(Struct, frozen=True):
     role: Role
     epoch: int
     exp: float
+
+
+_decode_signed: Final = msgspec.json.Decoder(_Signed).decode
 
 
 def issue_token(secret: str, user_id: UUID, role: str, epoch: int, ttl_seconds: float) -> str:
@@ -83,6 +101,35 @@ def verify_token(secret: str, token: str) -> Identity:
     """What the token says, without asking whether it was revoked. Raises NotAuthenticated."""
     if len(token) > MAX_TOKEN_CHARS:
         raise NotAuthenticated(_REFUSED)
+    return read_quickly(secret, token) or read_fully(secret, token)
+
+
+def read_quickly(secret: str, token: str) -> Identity | None:
+    """The same for a token that is good and spelled as `issue_token` does; None for all others.
+
+    It refuses nothing: PyJWT has the last word, in 60 µs instead of 6. Verdicts are not kept by
+    token, which would save the rest and have to be bounded, to expire and to hold secrets.
+    """
+    signed, _, signature = token.rpartition(".")
+    head, _, payload = signed.partition(".")
+    if head != _HEAD or len(secret) < MIN_SECRET_BYTES:
+        return None
+    try:
+        digest = hmac.digest(secret.encode(), signed.encode("ascii"), "sha256")
+        right = base64.urlsafe_b64encode(digest).rstrip(b"=")
+        if not hmac.compare_digest(right, signature.encode("ascii")):
+            return None
+        claims = _decode_signed(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    except ValueError:  # binascii's and msgspec's errors, and what is not ASCII
+        return None
+    now = time.time()
+    if claims.exp <= now or claims.iat > now:
+        return None
+    return Identity(claims.sub, claims.role, claims.epoch, claims.exp)
+
+
+def read_fully(secret: str, token: str) -> Identity:
+    """The same for any token, as PyJWT says. Raises NotAuthenticated."""
     try:
         signed = jwt.decode(
             token,

@@ -18,6 +18,8 @@ from dispatch.auth import (
     hash_password,
     issue_token,
     password_matches,
+    read_fully,
+    read_quickly,
     verify_token,
 )
 from dispatch.core.types import Role
@@ -101,6 +103,46 @@ def test_every_claim_is_required(name: str) -> None:
 )
 def test_wrong_claims_are_refused_although_we_signed_them(changes: dict[str, Any]) -> None:
     refusal_of(signed(claims(**changes)))
+
+
+@given(
+    changes=st.dictionaries(
+        st.sampled_from(["iss", "aud", "sub", "role", "epoch", "iat", "exp", "nbf", "jti", "x"]),
+        st.sampled_from(
+            [
+                *(None, "dispatch", ["dispatch"], str(MAYA), MAYA.hex, "admin", "root", "", "7"),
+                *(7, 7.0, True, 0.5, -1, 2**70, 1e18, -1e18),
+            ]
+        )
+        | st.floats(-20, 20).map(lambda by: time.time() + by),
+        max_size=2,
+    ),
+    headers=st.sampled_from([{}, {"kid": "a"}, {"typ": "at+jwt"}, {"crit": ["b64"], "b64": True}]),
+    damage=st.none() | st.tuples(st.integers(0, 400), st.sampled_from([*"AQgw._-=", ""])),
+)
+def test_what_is_read_quickly_is_what_the_full_reader_says(
+    changes: dict[str, Any], headers: dict[str, Any], damage: tuple[int, str] | None
+) -> None:
+    payload = json.dumps({**claims(), **changes}).encode()
+    token = jwt.PyJWS().encode(payload, JWT_SECRET, algorithm="HS256", headers=headers)
+    if damage is not None:
+        at, character = damage
+        token = token[:at] + character + token[at + 1 :]
+
+    quick = read_quickly(JWT_SECRET, token)
+
+    if quick is not None:
+        assert quick == read_fully(JWT_SECRET, token)
+
+
+def test_our_own_tokens_are_read_quickly_and_nobody_elses() -> None:
+    token = issue_token(JWT_SECRET, MAYA, "mechanic", epoch=3, ttl_seconds=60)
+
+    identity = read_quickly(JWT_SECRET, token)
+
+    assert identity == read_fully(JWT_SECRET, token)
+    assert read_quickly("another-secret-of-more-than-32-bytes", token) is None
+    assert read_quickly(JWT_SECRET, issue_token(JWT_SECRET, MAYA, "admin", 0, -0.001)) is None
 
 
 def test_a_token_that_is_not_signed_is_refused() -> None:
