@@ -123,7 +123,8 @@ class OnlineMechanic:
 class Hub:
     """Every authenticated socket of this node.
 
-    `ready` counts its approved and available mechanics by (workshop, specialist). `apart` holds
+    `ready` counts its approved and available mechanics by (workshop, specialist); `changes` goes up
+    whenever there is something new to say of them to the other nodes. `apart` holds
     mechanics whom another node may count too: those here who have a device there, and those who
     have left, perhaps for there; the latest of them.
     """
@@ -136,6 +137,7 @@ class Hub:
         self.ready: Counter[tuple[UUID | None, bool]] = Counter()
         self.apart: dict[UUID, None] = {}
         self.parted = 0  # how often somebody was added to it
+        self.changes = 0
         self._watchers: defaultdict[UUID, set[Socket]] = defaultdict(set)
         self._watched: defaultdict[UUID, set[UUID]] = defaultdict(set)
 
@@ -205,6 +207,7 @@ class Hub:
         self.apart.pop(mechanic_id, None)
         self.apart[mechanic_id] = None
         self.parted += 1
+        self.changes += 1
         if len(self.apart) > APART:
             del self.apart[next(iter(self.apart))]
 
@@ -271,6 +274,7 @@ class Hub:
         return sum(map(len, self._sockets.values()))
 
     def _count_ready(self, candidate: Candidate, more: int) -> None:
+        self.changes += 1
         if candidate.approved and candidate.available:
             self.ready[candidate.workshop_id, candidate.is_specialist] += more
 

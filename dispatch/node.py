@@ -126,7 +126,9 @@ class Node:
         self._postgres_lost = False
         self._ran_at = time.monotonic()  # when this process was seen to run
         self._caught_up = asyncio.Event()
-        self._roster_at = 0.0  # when the roster was told last
+        self._roster: Roster | None = None  # as it was told last
+        self._roster_at = 0.0  # when that was
+        self._roster_of = -1  # which changes of the hub were looked at
         self._doubtful = True  # whether presence was unknown when watchers were told of it last
         self._watch_gauges()
 
@@ -439,7 +441,7 @@ class Node:
 
     async def _counts_loop(self) -> None:
         """Tells the others who is ready here, and customers how many were notified."""
-        last, apart, looked_at = None, 0, 0.0
+        apart, looked_at = 0, 0.0
         while True:
             await asyncio.sleep(COUNTS_SECONDS)
             if self.fanout.is_behind:
@@ -451,17 +453,25 @@ class Node:
                 for reach in self.audience.reaches_changed():
                     self.bus.publish(reach)
                     self.fanout.counts_changed(reach.request_id)
-            roster = self.audience.roster(self.hub.ready, self.hub.to_be_named(NAMED))
-            if roster != last or now - self._roster_at > ROSTER_REPEAT_SECONDS:
-                last, self._roster_at = roster, now
-                self.bus.publish(roster)
-                self.audience.hear_roster(roster, now)
-                self.fanout.all_counts_changed()
+            self._say_roster(now)
             # While the bus is deaf everybody is silent, and nobody is known to be gone.
             if not self.bus.degraded and self.audience.forget_silent_nodes(now):
                 self.fanout.all_counts_changed()
             self.fanout.flush_counts()
             self._tell_of_doubt()
+
+    def _say_roster(self, now: float) -> None:
+        """Who is ready here, when that is new, and now and then."""
+        is_due = now - self._roster_at > ROSTER_REPEAT_SECONDS
+        if not is_due and self.hub.changes == self._roster_of:
+            return
+        self._roster_of = self.hub.changes
+        roster = self.audience.roster(self.hub.ready, self.hub.to_be_named(NAMED))
+        if is_due or roster != self._roster:
+            self._roster, self._roster_at = roster, now
+            self.bus.publish(roster)
+            self.audience.hear_roster(roster, now)
+            self.fanout.all_counts_changed()
 
     def _tell_of_doubt(self) -> None:
         """Whoever watches a mechanic hears when it becomes unknown who is here, or known again."""
