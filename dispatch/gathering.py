@@ -18,21 +18,40 @@ class Gathering(Generic[R]):
     def __init__(self, read: Callable[[Sequence[UUID]], Awaitable[R]], name: str) -> None:
         self._read = read
         self._name = name
-        self._one_at_a_time = asyncio.Lock()
-        self._wanted: set[UUID] = set()
-        self._next: asyncio.Task[R] | None = None
-        self._tasks: set[asyncio.Task[R]] = set()
+        self._asked: list[tuple[UUID, asyncio.Future[R]]] = []
+        self._reading: asyncio.Task[None] | None = None
 
     async def get(self, key: UUID) -> R:
-        """What a read that began after this call says about `key` and others. Raises as `read`."""
-        self._wanted.add(key)
-        if self._next is None:
-            self._next = asyncio.create_task(self._run(), name=self._name)
-            self._tasks.add(self._next)
-            self._next.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(self._next)  # one who gives up takes nobody along
+        """What a read that began after this call says about `key` and others. Raises as `read`.
 
-    async def _run(self) -> R:
-        async with self._one_at_a_time:
-            wanted, self._wanted, self._next = self._wanted, set(), None
-            return await self._read(list(wanted))
+        Each has a future of her own, so that one who gives up takes nobody along.
+        """
+        answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._asked.append((key, answer))
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._run(), name=self._name)
+        return await answer
+
+    async def _run(self) -> None:
+        """Read as long as somebody asks."""
+        try:
+            while self._asked:
+                asked, self._asked = self._asked, []
+                await self._answer(asked)
+        finally:
+            self._reading = None
+
+    async def _answer(self, asked: list[tuple[UUID, asyncio.Future[R]]]) -> None:
+        try:
+            result = await self._read(list({key for key, _ in asked}))
+        except Exception as error:
+            for _, answer in asked:
+                if not answer.done():
+                    answer.set_exception(error)
+        else:
+            for _, answer in asked:
+                if not answer.done():
+                    answer.set_result(result)
+        finally:
+            for _, answer in asked:
+                answer.cancel()  # of no effect but where the reading itself was cancelled
