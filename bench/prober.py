@@ -110,7 +110,9 @@ class Prober:
         self._offers = 0
         run = _Run(seconds, lines)
         while not run.is_over():
-            for number, _ in self._poll.poll(run.wait_seconds()):
+            # An epoll's own timeout is in whole milliseconds.
+            select.select([self._poll], [], [], run.wait_seconds())
+            for number, _ in self._poll.poll(0):
                 one = self._by_number[number]
                 pings, verdicts = one.find(ANSWERED, VERDICT)
                 for ping in pings:
