@@ -170,7 +170,7 @@ static void finish(int timed_out)
 
 static void advance(int64_t now)
 {
-    if (!task.done++)
+    if (!task.done++ && !task.first_ns)
         task.first_ns = now;
     task.last_ns = now;
 }
@@ -209,13 +209,15 @@ static void hold(struct connection *c, const uint8_t *data, size_t size)
     }
 }
 
+/* A frame with the marker, or one of several messages in it. */
 static void on_marked(struct connection *c)
 {
     if (c->expect != task.number)
         c->received = 0;
     c->expect = task.number;
     c->received++;
-    task.frames++;
+    if (!task.frames++)
+        task.first_ns = now_ns();
     if (c->received == task.each)
         advance(now_ns());
     task.extra += c->received > task.each;
@@ -252,7 +254,18 @@ static void on_echo(struct connection *c, size_t length)
         task.in_flight--;
 }
 
-static void on_message(struct connection *c, const uint8_t *text, size_t length)
+/* NATS puts as many messages into a frame as it has. */
+static void on_marked_binary(struct connection *c, const uint8_t *data, size_t length)
+{
+    const uint8_t *end = data + length, *at;
+    while ((at = memmem(data, (size_t)(end - data), task.marker, strlen(task.marker)))) {
+        task.marked_bytes = length;
+        on_marked(c);
+        data = at + strlen(task.marker);
+    }
+}
+
+static void on_message(struct connection *c, int opcode, const uint8_t *text, size_t length)
 {
     if (is(text, length, "2")) {
         send_frame(c, opcode_sent, "3", 1);
@@ -261,6 +274,8 @@ static void on_message(struct connection *c, const uint8_t *text, size_t length)
     } else if (c->state == OPEN) {
         if (contains(text, length, ready_marker))
             on_ready(c);
+    } else if (task.kind == EXPECT && opcode == OPCODE_BINARY) {
+        on_marked_binary(c, text, length);
     } else if (task.kind == EXPECT && contains(text, length, task.marker)) {
         task.marked_bytes = length;
         on_marked(c);
@@ -284,7 +299,7 @@ static void on_frames(struct connection *c, uint8_t *data, size_t size)
     while (c->state != GONE && frame_parse(data + at, size - at, &frame)) {
         const uint8_t *payload = data + at + frame.head;
         if (frame.opcode == OPCODE_TEXT || frame.opcode == OPCODE_BINARY)
-            on_message(c, payload, frame.length);
+            on_message(c, frame.opcode, payload, frame.length);
         else if (frame.opcode == OPCODE_PING)
             send_frame(c, OPCODE_PONG, payload, frame.length);
         at += frame.head + frame.length;
