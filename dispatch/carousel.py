@@ -3,8 +3,8 @@
 One job: take each `Ride` past all of its parts, so many writes a turn of the loop, with everybody
 else's turn in between. The rides lead by turns: each says which part is next, and whoever has that
 part ahead as well comes along. So what is under way to the same people at the same time is written
-to them in the same turn of the loop, and the transport makes one write of it. A small ride waits
-for nobody. No I/O of its own, no decisions; imports nothing of ours.
+to them at once, as one. A small ride waits for nobody. No I/O of its own, no decisions; imports
+`hub` and nothing else of ours.
 
     first    a  b  c  d       1: a       3: c, for both       5: a, for the second
     second   a  b  c  d       2: b, for both       4: d, for both
@@ -16,9 +16,12 @@ from collections.abc import Callable, Hashable
 from itertools import islice
 from typing import Any, Final, Protocol
 
-SLICE: Final = 256  # writes a turn: one or two milliseconds
+from dispatch.hub import Letter, deliver
+
+SLICE: Final = 256  # people a turn who are written to: one or two milliseconds
 AT_ONCE: Final = 64  # people to whom something is written whoever else is under way
-SEATS: Final = 32  # rides that go past one part in the same turn
+SEATS: Final = 32  # rides that go past one part together
+FREE: Final = 4  # letters in one write that cost as much as the write itself
 
 
 class Ride(Protocol):
@@ -29,8 +32,8 @@ class Ride(Protocol):
     def __len__(self) -> int:
         """To how many people it is to be written still."""
 
-    def visit(self, part: Any) -> int:
-        """Writes to the people of one part; to how many."""
+    def visit(self, part: Any) -> Letter:
+        """What the people of one part are to be sent now, as if they had it already."""
 
     def arrived(self) -> None:
         """All parts were visited, or nothing more is to be written."""
@@ -53,8 +56,7 @@ class Carousel:
         """Begins at once if it is small, or nobody is under way: a small round is over when this
         returns."""
         if len(ride) <= AT_ONCE and self._may_turn():
-            for part in ride.ahead.values():
-                ride.visit(part)
+            deliver([ride.visit(part) for part in ride.ahead.values()])
             ride.arrived()
             return
         self._rides.append(ride)
@@ -72,20 +74,22 @@ class Carousel:
         if self._next_turn is not None:
             self._next_turn.cancel()
             self._next_turn = None
-        room = SLICE
+        room: float = SLICE
         while room > 0 and self._rides and self._may_turn():
-            room -= self._visit_next()
+            letters = self._visit_next()
+            room -= sum(len(letter.to) for letter in letters) * (1 / len(letters) + 1 / FREE)
         if self._rides and self._may_turn():
             self._next_turn = asyncio.get_running_loop().call_soon(self.turn)
 
-    def _visit_next(self) -> int:
-        """The leader's next part, for everybody who has it ahead; how many writes."""
+    def _visit_next(self) -> list[Letter]:
+        """The leader's next part, for everybody who has it ahead; what was written."""
         leader = self._rides[0]
-        name = next(iter(leader.ahead), None)
+        name = next(iter(leader.ahead))
         together = [ride for ride in islice(self._rides, SEATS) if name in ride.ahead]
-        writes = sum(ride.visit(ride.ahead.pop(name)) for ride in together)
-        for ride in together or [leader]:
+        letters = [ride.visit(ride.ahead.pop(name)) for ride in together]
+        deliver(letters)
+        for ride in together:
             if not ride.ahead:
                 self.leave(ride)
         self._rides.rotate(-1)
-        return writes
+        return letters

@@ -387,9 +387,7 @@ class Fanout:
             return
         data = prepare(self.offer_for(mechanic, entry))
         self.note_shown(mechanic, entry)
-        for socket in mechanic.sockets if to is None else to:
-            socket.offers_sent += 1
-            socket.send(data)
+        mechanic.send(data, 1, to)
 
     def offer_for(self, mechanic: OnlineMechanic, entry: Entry) -> Offer:
         """The card of an open booking as this mechanic sees it."""

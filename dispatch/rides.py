@@ -1,18 +1,18 @@
 """What goes to many mechanics of this node: a booking's card, and that it is taken back.
 
-One job: say to whom, in which parts, and write one part. The parts are the hub's groups, so that
-what is under way to the same people meets on the `Carousel`. Nothing is awaited. Imports `core`,
-`hub` and nothing else of ours.
+One job: say to whom, in which parts, and what one part is sent. The parts are the hub's groups, so
+that what is under way to the same people meets on the `Carousel`. Nothing is awaited. Imports
+`core`, `hub` and nothing else of ours.
 """
 
 import random
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
 from dispatch.core import routing
-from dispatch.hub import Card, Group, OnlineMechanic
+from dispatch.hub import Card, Group, Letter, OnlineMechanic
 
 
 class Part(NamedTuple):
@@ -27,7 +27,7 @@ class Offering:
     """A card on its way to everybody here who may have it.
 
     Whoever is shown it by another way meanwhile, or may not have it any more, is passed by. `asked`
-    are those who were written to.
+    are those who are written to.
     """
 
     def __init__(
@@ -57,17 +57,17 @@ class Offering:
     def __len__(self) -> int:
         return sum(len(part.members) for part in self.ahead.values())
 
-    def visit(self, part: Part) -> int:
+    def visit(self, part: Part) -> Letter:
         """Offers it to one part."""
         data = self._prepared.get(part.terms)
         if data is None:
             data = self._prepared[part.terms] = self._prepare(part.terms)
         here = [each for each in part.members if each.sockets and each not in self._passed_by]
-        self.card.hand_out(here, data)
+        self.card.hand_out(here)
         ids = [each.candidate.mechanic_id for each in here]
         self._all_asked += ids
         self._asked(ids, part.terms.score)
-        return len(here)
+        return Letter(here, data, offers=1)
 
     def arrived(self) -> None:
         """The round is told how many were asked."""
@@ -80,20 +80,17 @@ class Revoking:
     def __init__(self, card: Card, data: bytes) -> None:
         self._card = card
         self._data = data
-        parts: defaultdict[Hashable, list[OnlineMechanic]] = defaultdict(list)
-        for holder in card.holders:
-            parts[holder.group].append(holder)
-        self.ahead: dict[Hashable, list[OnlineMechanic]] = parts
+        self.ahead: dict[Hashable, list[OnlineMechanic]] = {
+            group: [each for each in group.members if each in card.holders]
+            for group in {holder.group for holder in card.holders}
+        }
 
     def __len__(self) -> int:
         return sum(map(len, self.ahead.values()))
 
-    def visit(self, part: list[OnlineMechanic]) -> int:
+    def visit(self, part: list[OnlineMechanic]) -> Letter:
         """Takes the card from one part."""
-        for holder in part:
-            if holder.lose(self._card):
-                holder.send(self._data)
-        return len(part)
+        return Letter([holder for holder in part if holder.lose(self._card)], self._data)
 
     def arrived(self) -> None:
         """Nobody holds it any more."""
