@@ -93,18 +93,26 @@ class Bookings:
 @contextmanager
 def serving(place: City, core: int | None) -> Iterator[tuple[int, int]]:
     """`dispatch serve --workers 1` on the city's servers: its port, and its worker's pid."""
+    with serving_workers(place, core, 1) as (port, pids):
+        yield port, pids[0]
+
+
+@contextmanager
+def serving_workers(place: City, core: int | None, workers: int) -> Iterator[tuple[int, list[int]]]:
+    """The same with several workers, all on one core if that is given; all of their pids."""
     port = machine.free_port()
     environment = os.environ | QUIET | place.environment
     command = [sys.executable, "-m", "dispatch.cli"]
-    serve = [*command, "serve", "--workers", "1", "--port", str(port)]
+    serve = [*command, "serve", "--workers", str(workers), "--port", str(port)]
     with started(serve, port, core=core, environment=environment) as server:
-        yield port, _worker_pid(server, [*command, "nodes", "--json"], environment)
+        yield port, _worker_pids(server, [*command, "nodes", "--json"], environment, workers)
 
 
-def _worker_pid(
-    server: subprocess.Popen[bytes], command: list[str], environment: dict[str, str]
-) -> int:
-    """The pid of the one node, once it has registered itself; the port is open a little earlier."""
+def _worker_pids(
+    server: subprocess.Popen[bytes], command: list[str], environment: dict[str, str], workers: int
+) -> list[int]:
+    """The pids of the nodes, once all have registered themselves; the port is open a little
+    earlier."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and server.poll() is None:
         done = subprocess.run(
@@ -112,10 +120,11 @@ def _worker_pid(
         )
         if done.returncode:
             raise LoadError(f"dispatch nodes: {done.stderr.decode().strip()[-300:]}")
-        nodes = json.loads(done.stdout)
-        if nodes:
-            return int(nodes[0]["pid"])
-    raise LoadError("the server's worker has not registered itself")
+        pids = [int(node["pid"]) for node in json.loads(done.stdout)]
+        alive = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+        if len(alive) >= workers:
+            return alive
+    raise LoadError("the server's workers have not registered themselves")
 
 
 def write_tokens(place: City, mechanics: Sequence[UUID]) -> Path:

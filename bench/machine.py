@@ -26,10 +26,29 @@ def cpu_ns(pid: int) -> int:
     return time.clock_gettime_ns((~pid << 3) | 2)
 
 
+def core_busy_seconds(core: int = CLIENT_CORE) -> float:
+    """How long this core has been in use by anybody, in steps of a hundredth of a second."""
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *ticks = line.split()
+        if name == f"cpu{core}":
+            user, nice, system, _idle, _wait, irq, softirq, *_ = map(int, ticks)
+            return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
 def rss_bytes(pid: int) -> int:
     """Resident memory of process `pid`; what the kernel keeps for its sockets is not in it."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * resource.getpagesize()
+
+
+def writes(pid: int) -> int:
+    """How many system calls that write process `pid` and its threads have made."""
+    for line in Path(f"/proc/{pid}/io").read_text().splitlines():
+        name, _, count = line.partition(": ")
+        if name == "syscw":
+            return int(count)
+    raise OSError(f"/proc/{pid}/io does not count writes")
 
 
 def raise_descriptor_limit() -> int:
