@@ -56,6 +56,7 @@ BATCH: Final = 500  # changes in one call of the script: 1 to 2 ms of Redis
 QUESTIONS: Final = 100  # answered in one round trip
 BEATS_PER_LEASE: Final = 3
 UNSETTLED_SECONDS: Final = 0.2  # how often to look whether everybody has published
+PACE_SECONDS: Final = 0.02  # between round trips that only write, while people keep coming
 RETRY_SECONDS: Final = (0.1, 0.5)
 FIRST_PUBLISH_SECONDS: Final = 1.0
 MIRROR_SECONDS: Final = 1.0
@@ -134,6 +135,8 @@ class PresenceRegistry:
         self._graves: dict[str, bool] = {}  # leases to bury; True: our own former ones
         self._questions: deque[_Question] = deque()
         self._work = asyncio.Event()
+        self._asked = asyncio.Event()  # a question waits
+        self._round_at = -PACE_SECONDS
         self._first_published = asyncio.Event()
         self._lease_asked = asyncio.Event()
         self._beat_at = 0.0
@@ -234,6 +237,7 @@ class PresenceRegistry:
         question = _Question(commands, asyncio.get_running_loop().create_future())
         self._questions.append(question)
         self._work.set()
+        self._asked.set()
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 return await question.answer
@@ -345,6 +349,7 @@ class PresenceRegistry:
     async def _wait_for_work(self) -> None:
         if self._ledger.unwritten or self._questions or self._graves:
             await asyncio.sleep(0)  # whoever speaks in this tick of the loop comes along
+            await self._gather()
             return
         self._work.clear()
         wake_at = self._beat_at if self._settled else min(self._beat_at, self._look_at)
@@ -353,10 +358,22 @@ class PresenceRegistry:
             wake_at = min(wake_at, removal_at)
         await _within(max(0.0, wake_at - time.monotonic()), self._work)
 
+    async def _gather(self) -> None:
+        """Let more come along while people come faster than one round trip each is worth.
+
+        A question does not wait, nor does a full batch, nor whoever comes alone.
+        """
+        pause_seconds = self._round_at + PACE_SECONDS - time.monotonic()
+        if pause_seconds > 0 and not self._graves and self._ledger.unwritten < BATCH:
+            self._asked.clear()
+            if not self._questions:
+                await _within(pause_seconds, self._asked)
+
     async def _round(self) -> bool:
         """One round trip: write, bury, ask, look at the leases. False when this life is over."""
         life, now = self._life, time.monotonic()
         assert life is not None
+        self._round_at = now
         changes = self._ledger.take(now, BATCH, removals=self._settled)
         complete = self._ledger.unwritten <= BATCH
         beats = bool(changes) or now >= self._beat_at or (complete and not self._published)
