@@ -25,6 +25,7 @@ PAYLOAD_BYTES = 350  # nothing is published here
 IN_FLIGHT = 1000  # handshakes: no more than what a server's backlog takes without losing some
 STORM_SECONDS = 120.0
 SETTLE_SECONDS = 3.0  # what a server still does about those who came and those who went
+SHORT_SETTLE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -90,16 +91,17 @@ def measure(options: Options, say: Say) -> list[Storm]:
 def _compare(
     yardstick: Candidate, candidates: list[Candidate], sockets: int, options: Options, say: Say
 ) -> list[Storm]:
+    settle_seconds = SHORT_SETTLE_SECONDS if options.short else SETTLE_SECONDS
     yards: list[Round] = []
     rows = []
     with _started(yardstick, sockets) as yard:
-        first_of_yard = storm(*yard)
+        again = partial(storm, *yard, settle_seconds)
+        first_of_yard = again()
         for candidate in candidates:
             with _started(candidate, sockets) as other:
-                first = storm(*other)
-                turns, around = take_turns(
-                    options.rounds, partial(storm, *other), partial(storm, *yard)
-                )
+                theirs = partial(storm, *other, settle_seconds)
+                first = theirs()
+                turns, around = take_turns(options.rounds, theirs, again)
             yards += around
             rows.append(_summary(candidate.name, sockets, turns, first))
             say(_sentence(rows[-1]))
@@ -116,15 +118,16 @@ def _started(candidate: Candidate, sockets: int) -> Iterator[tuple[Running, Load
         yield server, client
 
 
-def storm(server: Running, client: LoadClient) -> Round:
-    """Drops everybody who is there, and waits until all are back."""
-    idle_ns = _watch(server)
+def storm(server: Running, client: LoadClient, settle_seconds: float) -> Round:
+    """Drops everybody who is there, and waits until all are back; watches the server for so long
+    before and after."""
+    idle_ns = _watch(server, settle_seconds)
     before_ns, busy_before = machine.cpu_ns(server.pid), machine.core_busy_seconds()
     begun = time.monotonic()
     came = client.connect(IN_FLIGHT, STORM_SECONDS)
     after_ns, busy_seconds = machine.cpu_ns(server.pid), machine.core_busy_seconds() - busy_before
     lasted = time.monotonic() - begun
-    trailing_ns = _watch(server) - idle_ns
+    trailing_ns = _watch(server, settle_seconds) - idle_ns
     return Round(
         cost_us=(after_ns - before_ns) / 1e3 / client.sockets,
         settled_us=(after_ns - before_ns + trailing_ns) / 1e3 / client.sockets,
@@ -134,10 +137,10 @@ def storm(server: Running, client: LoadClient) -> Round:
     )
 
 
-def _watch(server: Running) -> int:
-    """The server's CPU time in ns during a while with nobody coming or going."""
+def _watch(server: Running, seconds: float) -> int:
+    """The server's CPU time in ns during so long with nobody coming or going."""
     before_ns = machine.cpu_ns(server.pid)
-    time.sleep(SETTLE_SECONDS)
+    time.sleep(seconds)
     return machine.cpu_ns(server.pid) - before_ns
 
 
