@@ -65,6 +65,8 @@ def _run(name: str, options: Options) -> bool:
         rows = module.measure(options, say)
         print(f"\n{report.table(BENCHMARKS[name], rows, module.COLUMNS)}\n", flush=True)
         say(f"{name}: written to {report.save(name, command, rows, short=options.short)}")
+        if not options.short:
+            goals.refresh()
     except Exception as error:  # whatever it was, the others are still worth measuring
         first = (str(error) or type(error).__name__).splitlines()[0]
         print(f"bench: {name}: {first}", file=sys.stderr, flush=True)

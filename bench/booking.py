@@ -52,9 +52,10 @@ class Bookings:
     """Medians over the rounds of one shape; times in ms from a POST to its 200, to the first offer
     and, of those asked, to the last.
 
-    `commit_ms` is the median transaction of pgbench, and `p50_over_commit` what the median first
-    offer is of it. `server_cpu_ms` is of the server's process, per booking, `client_busy` the share
-    of a core that the load client used.
+    `commit_ms` is the median transaction of pgbench, `p50_over_commit` what the median first offer
+    is of it, and `queued_p50_ms` what pgbench would need for whoever came at once and waits for
+    his turn. `server_cpu_ms` is of the server's process, per booking, `client_busy` the share of a
+    core that the load client used.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Bookings:
     over_pgbench: float
     commit_ms: float
     p50_over_commit: float
+    queued_p50_ms: float
     answered_p50_ms: float
     answered_p99_ms: float
     offered_p50_ms: float
@@ -85,6 +87,7 @@ COLUMNS: dict[str, Callable[[Bookings], str]] = {
     "÷ pgbench": lambda row: f"{row.over_pgbench:.2f}",
     "commit ms": lambda row: f"{row.commit_ms:.1f}",
     "p50 ÷ commit": lambda row: f"{row.p50_over_commit:.1f}",
+    "queued p50": lambda row: f"{row.queued_p50_ms:.1f}",
     "→ 200 p50": lambda row: f"{row.answered_p50_ms:.1f}",
     "p99": lambda row: f"{row.answered_p99_ms:.1f}",
     "→ offer p50": lambda row: f"{row.offered_p50_ms:.1f}",
@@ -143,6 +146,7 @@ def _summary(
         over_pgbench=rate / per_second,
         commit_ms=commit_ms,
         p50_over_commit=offered_ms / commit_ms,
+        queued_p50_ms=max(shape.in_flight / 2 / per_second * 1000, commit_ms),
         answered_p50_ms=median(lambda one: _percentile(one.answered_ms, 50)),
         answered_p99_ms=median(lambda one: _percentile(one.answered_ms, 99)),
         offered_p50_ms=offered_ms,
