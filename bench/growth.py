@@ -1,8 +1,8 @@
 """What one booking costs against mechanics online, bookings that are open, and nodes.
 
-One at a time, a customer books a broadcast over HTTP and takes it back. A booking's cost runs until just
-after the last offer and is less what the server does anyway. The yardstick is the middle
-case, measured first and last. Imports `city`, `dispatch_server`, `load`, `machine`, `plot`.
+One at a time, a customer books a broadcast over HTTP and takes it back. A booking's cost runs until
+just after the last offer, less what the server does anyway. The yardstick is the middle case,
+measured first and again. Imports `city`, `dispatch_server`, `load`, `machine`, `plot`.
 """
 
 import asyncio
