@@ -2,7 +2,7 @@
 # make test   every test, against real servers that it starts itself
 # make check  formatting, lint, types, and that every branch of the core is tested
 # make load   100 priority bookings end to end, judged, with a report   (ARGS="--bookings 500")
-# make bench  measured comparisons                                      (ARGS="fanout")
+# make bench  measured comparisons in less than ten minutes             (ARGS="fanout": one, thoroughly)
 # make setup  what the others need, in .venv; they call it themselves
 
 BASE_PYTHON ?= $(shell command -v python3.11 || command -v python3)
