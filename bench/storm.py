@@ -22,7 +22,6 @@ from bench.peers import servers
 from bench.turns import Turns, of_yardstick, take_turns
 
 PAYLOAD_BYTES = 350  # nothing is published here
-IN_FLIGHT = 1000  # handshakes: no more than what a server's backlog takes without losing some
 STORM_SECONDS = 120.0
 SETTLE_SECONDS = 3.0  # what a server still does about those who came and those who went
 SHORT_SETTLE_SECONDS = 1.0
@@ -124,7 +123,7 @@ def storm(server: Running, client: LoadClient, settle_seconds: float) -> Round:
     idle_ns = _watch(server, settle_seconds)
     before_ns, busy_before = machine.cpu_ns(server.pid), machine.core_busy_seconds()
     begun = time.monotonic()
-    came = client.connect(IN_FLIGHT, STORM_SECONDS)
+    came = client.connect(client.sockets, STORM_SECONDS)
     after_ns, busy_seconds = machine.cpu_ns(server.pid), machine.core_busy_seconds() - busy_before
     lasted = time.monotonic() - begun
     trailing_ns = _watch(server, settle_seconds) - idle_ns
