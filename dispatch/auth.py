@@ -155,12 +155,24 @@ def read_fully(secret: str, token: str) -> Identity:
 # --- whether a token still counts -----------------------------------------------------------------
 
 
-class _Account(Struct, frozen=True):
+class Account(Struct, frozen=True):
     """What a user's row says about her tokens."""
 
     role: str
     token_epoch: int
     disabled: bool
+
+
+def judge(identity: Identity, account: Account | None) -> Identity:
+    """The identity, if her row still agrees; without a row she is gone. Raises NotAuthenticated."""
+    if (
+        account is None
+        or account.disabled
+        or account.role != identity.role
+        or account.token_epoch > identity.epoch
+    ):
+        raise NotAuthenticated(_REFUSED)
+    return identity
 
 
 class Authenticator:
@@ -176,23 +188,20 @@ class Authenticator:
 
         The row is read after the call, so a token that was revoked before it is always refused.
         """
-        identity = verify_token(self._secret, token)
-        account = (await self._accounts.get(identity.user_id)).get(identity.user_id)
-        if (
-            account is None
-            or account.disabled
-            or account.role != identity.role
-            or account.token_epoch > identity.epoch
-        ):
-            raise NotAuthenticated(_REFUSED)
-        return identity
+        identity = self.verify(token)
+        accounts = await self._accounts.get(identity.user_id)
+        return judge(identity, accounts.get(identity.user_id))
 
-    async def _read_accounts(self, user_ids: Sequence[UUID]) -> Mapping[UUID, _Account]:
+    def verify(self, token: str) -> Identity:
+        """What the token says. Whoever asks reads the row and lets `judge` decide."""
+        return verify_token(self._secret, token)
+
+    async def _read_accounts(self, user_ids: Sequence[UUID]) -> Mapping[UUID, Account]:
         # A frozen server must not hold up everybody who comes after.
         async with unavailable_when_lost(), asyncio.timeout(QUERY_SECONDS):
             rows = await self._pool.fetch(_QUERIES["accounts"], user_ids)
         return {
-            row["id"]: _Account(row["role"], row["token_epoch"], row["disabled"]) for row in rows
+            row["id"]: Account(row["role"], row["token_epoch"], row["disabled"]) for row in rows
         }
 
 

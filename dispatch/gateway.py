@@ -16,7 +16,7 @@ from uuid import UUID
 from msgspec import Struct
 
 from dispatch import favorites, frames
-from dispatch.auth import Authenticator, Identity
+from dispatch.auth import Authenticator, Identity, judge
 from dispatch.board import Board
 from dispatch.config import Config
 from dispatch.core.types import Presence, Role
@@ -129,9 +129,19 @@ class Gateway:
         """The database's time."""
         return self._clock.now()
 
-    async def authenticate(self, token: str) -> Identity:
-        """Who holds this token. Raises NotAuthenticated or Unavailable."""
-        return await self._authenticator.authenticate(token)
+    async def identify(self, connection: Connection, token: str) -> Identity:
+        """Who comes with this token. Raises NotAuthenticated or Unavailable.
+
+        What is read of a mechanic for this is what her welcome needs, too: it waits in the
+        connection's `state`.
+        """
+        identity = self._authenticator.verify(token)
+        if identity.role is not Role.MECHANIC:
+            return await self._authenticator.authenticate(token)
+        arrivals = await self._read_arrivals(identity.user_id)
+        judge(identity, arrivals.accounts.get(identity.user_id))
+        connection.state = arrivals
+        return identity
 
     # --- coming and going
 
@@ -160,7 +170,9 @@ class Gateway:
             self._presence.leave(connection.user_id, connection.connection_id)
 
     async def _welcome_mechanic(self, connection: Connection, device: str | None) -> None:
-        arrivals = await self._read_arrivals(connection.user_id)
+        arrivals, connection.state = connection.state, None
+        if self._fanout.is_behind:
+            arrivals = await self._read_arrivals(connection.user_id)
         facts = arrivals.facts.get(connection.user_id)
         if facts is None:
             raise NotAuthenticated("no such mechanic")
@@ -435,7 +447,7 @@ class Gateway:
                 self._hub.unwatch(socket, mechanic_id)
 
     async def _refresh(self, connection: Connection, frame: TokenRefresh) -> ServerFrame:
-        identity = await self.authenticate(frame.token)
+        identity = await self._authenticator.authenticate(frame.token)
         if (identity.user_id, identity.role) != (connection.user_id, connection.role):
             raise NotAuthenticated("the token is somebody else's")
         connection.expires_at = identity.expires_at

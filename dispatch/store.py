@@ -1,10 +1,11 @@
 """Bookings in Postgres: one method a query, typed values on both sides.
 
 One job: read and write rows. It decides nothing; whoever calls does. Imports the core's types,
-`hints`, `database` and `queries`. Every method raises `Unavailable` when Postgres is away, and
-changes nothing then.
+`auth` (what an account is), `hints`, `database` and `queries`. Every method raises `Unavailable`
+when Postgres is away, and changes nothing then.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
@@ -17,6 +18,7 @@ from msgspec import Struct
 from msgspec.structs import astuple
 
 from dispatch import queries
+from dispatch.auth import QUERY_SECONDS, Account
 from dispatch.core.types import Booking, Candidate, Event, Log, Policy
 from dispatch.database import Connection, Pool, transaction, unavailable_when_lost
 from dispatch.hints import Entry
@@ -64,6 +66,7 @@ class Facts(Struct, frozen=True):
 class Arrivals(Struct, frozen=True):
     """What is known of people who connect, read at one moment."""
 
+    accounts: dict[UUID, Account]
     facts: dict[UUID, Facts]
     entries: list[Entry]
 
@@ -136,13 +139,18 @@ class Store:
         return {row[0]: row[1] for row in await self._rows("live_versions")}
 
     async def arrivals(self, user_ids: Sequence[UUID]) -> Arrivals:
-        """What people who connect now have going on, and the facts of the mechanics among them."""
-        async with unavailable_when_lost(), self.pool.acquire() as connection:
-            candidates = await connection.fetch(_SQL["candidates"], user_ids)
-            entries = await connection.fetch(_SQL["entries_of_users"], user_ids)
+        """What people who connect now have going on, and who they are."""
+        # A frozen server must not hold up everybody who comes after.
+        async with unavailable_when_lost(), asyncio.timeout(QUERY_SECONDS):
+            rows = await self.pool.fetch(_SQL["arrivals"], user_ids)
+        people = [row for row in rows if row["id"] is not None]
         return Arrivals(
-            facts={row["mechanic_id"]: _facts(row) for row in candidates},
-            entries=[_decode_entry(row[0]) for row in entries],
+            accounts={
+                row["id"]: Account(row["role"], row["token_epoch"], row["disabled"])
+                for row in people
+            },
+            facts={row["id"]: _facts(row) for row in people if row["mechanic_id"] is not None},
+            entries=[_decode_entry(row["entry"]) for row in rows if row["id"] is None],
         )
 
     async def candidate(self, mechanic_id: UUID) -> Candidate | None:
@@ -361,6 +369,12 @@ def _entry(document: str | None) -> Entry | None:
 
 
 def _facts(row: asyncpg.Record) -> Facts:
-    return Facts(
-        Candidate(**{name: row[name] for name in Candidate.__struct_fields__}), row["changed_at"]
+    candidate = Candidate(
+        mechanic_id=row["mechanic_id"],
+        workshop_id=row["workshop_id"],
+        approved=row["approved"],
+        available=row["available"],
+        is_specialist=row["is_specialist"],
+        live_sessions=row["live_sessions"],
     )
+    return Facts(candidate, row["changed_at"])

@@ -55,8 +55,9 @@ class Gateway(Door, Protocol):
     def now(self) -> datetime:
         """The present time by the database's clock, in UTC."""
 
-    async def authenticate(self, token: str) -> "Identity":
-        """Raises NotAuthenticated or Unavailable."""
+    async def identify(self, connection: "Connection", token: str) -> "Identity":
+        """Who comes with this token; `connected` follows at once, or never. Raises
+        NotAuthenticated or Unavailable."""
 
     async def connected(self, connection: "Connection", device: str | None) -> None:
         """Register the connection, then send it its `welcome`; its frames come afterwards."""
@@ -275,7 +276,7 @@ class Connection(Socket):
         try:
             if hello.token is None:
                 raise NotAuthenticated("hello without a token")
-            identity = await self._gateway.authenticate(hello.token)
+            identity = await self._gateway.identify(self, hello.token)
             if self.closing:
                 return False
             if not self._endpoint.user_connects.take(identity.user_id, self._endpoint.now()):

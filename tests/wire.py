@@ -73,7 +73,7 @@ class StandIn:
     def now(self) -> datetime:
         return datetime.now(UTC)
 
-    async def authenticate(self, token: str) -> Identity:
+    async def identify(self, connection: Connection, token: str) -> Identity:
         self.authenticated.append(token)
         if self.on_authenticate is not None:
             await self.on_authenticate(token)

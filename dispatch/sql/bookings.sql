@@ -21,13 +21,22 @@ SELECT entry FROM booking_entries WHERE request_id = ANY ($1)
 -- What a board compares itself with.
 SELECT id, version FROM session_requests WHERE status IN ('scheduled', 'pending', 'accepted')
 
--- name: entries_of_users
--- What people who connect have going on: their live bookings, and a customer's latest one.
-SELECT entry FROM booking_entries
+-- name: arrivals
+-- People who connect, at one moment. A row for each of them: whether her tokens count and, of a
+-- mechanic, what routing must know. Then a row with an entry, and nothing else, for each booking they
+-- have going on: the live ones, and a customer's latest one.
+SELECT u.id, u.role, u.token_epoch, u.disabled_at IS NOT NULL AS disabled,
+       c.mechanic_id, c.workshop_id, c.approved, c.available, c.is_specialist, c.live_sessions,
+       c.changed_at, NULL::json AS entry
+  FROM users u LEFT JOIN candidates c ON c.mechanic_id = u.id
+ WHERE u.id = ANY ($1::uuid[])
+UNION ALL
+SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, entry FROM booking_entries
  WHERE status IN ('scheduled', 'pending', 'accepted')
    AND (customer_id = ANY ($1) OR mechanic_id = ANY ($1))
 UNION ALL
-SELECT e.entry FROM unnest($1::uuid[]) AS u (id)
+SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, e.entry
+  FROM unnest($1::uuid[]) AS u (id)
   CROSS JOIN LATERAL (SELECT r.id, r.status FROM session_requests r WHERE r.customer_id = u.id
                        ORDER BY r.created_at DESC LIMIT 1) latest
   JOIN booking_entries e ON e.request_id = latest.id
