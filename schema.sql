@@ -654,63 +654,232 @@ $$;
 -- Changing a booking
 -- ---------------------------------------------------------------------------------------------
 
+-- The favourite's window in minutes, rounded up, for reports; null outside of her stage.
+CREATE FUNCTION priority_window_minutes(b booking_states) RETURNS integer LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN b.stage = 'priority' THEN
+               ceil(extract(epoch FROM b.stage_ends_at - b.priority_notified_at) / 60)::integer END
+$$;
+
+-- One change of a booking: what dispatch/changes.py writes as one JSON document. `booking` is as it was
+-- decided, the `round_`s are what it was in before, `lines` the history (type, user_id, detail).
+CREATE TYPE change AS (
+    booking          booking_states,
+    due_at           timestamptz,
+    at               timestamptz,
+    event            jsonb,
+    policy_id        uuid,
+    lines            json,
+    round_offer_id   uuid,
+    round_generation integer,
+    round_stage      text,
+    ended_outcome    text,     -- the round is over
+    ended_status     text,
+    starts_round     boolean,  -- and the next one begins
+    asked_id         uuid,     -- a mechanic is asked by name
+    asked_score      integer,
+    asked_attempt    integer,
+    answered_id      uuid,     -- a mechanic saw the round, or declined it
+    answered_status  text,
+    answered_reason  text
+);
+
+-- What a change leaves beside the booking itself: its history, the event and the policy with the first
+-- line; the end of a round and the beginning of the next; a mechanic's part in it.
+CREATE FUNCTION record_change(c change) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    b booking_states := c.booking;
+BEGIN
+    INSERT INTO session_events (session_id, at, version, event, policy_id, type, user_id, metadata)
+    SELECT b.session_id, c.at, b.version, CASE WHEN n = 1 THEN c.event END,
+           CASE WHEN n = 1 THEN c.policy_id END, type, user_id,
+           jsonb_strip_nulls(jsonb_build_object('detail', detail))
+      FROM ROWS FROM (json_to_recordset(c.lines) AS (type text, user_id uuid, detail text))
+           WITH ORDINALITY AS line (type, user_id, detail, n)
+     ORDER BY n;
+    IF c.ended_outcome IS NOT NULL THEN
+        UPDATE session_assignments a
+           SET status = c.ended_status, outcome = c.ended_outcome, ended_at = c.at
+         WHERE a.offer_id = c.round_offer_id;
+        UPDATE offers o  -- nobody else will answer
+           SET status = CASE c.ended_outcome WHEN 'expired' THEN 'expired' ELSE 'revoked' END
+         WHERE o.request_id = b.request_id AND o.generation = c.round_generation
+           AND o.status IN ('issued', 'seen');
+    END IF;
+    IF c.starts_round THEN
+        INSERT INTO session_assignments (offer_id, request_id, session_id, generation, status, offered_at)
+        VALUES (b.offer_id, b.request_id, b.session_id, b.generation, 'queued', c.at);
+    END IF;
+    IF c.asked_id IS NOT NULL THEN
+        INSERT INTO offers (request_id, generation, mechanic_id, status, stage, score, attempt, issued_at)
+        VALUES (b.request_id, b.generation, c.asked_id, 'issued', 'priority', c.asked_score,
+                c.asked_attempt, c.at)
+        ON CONFLICT ON CONSTRAINT offers_pkey DO UPDATE
+           SET attempt = greatest(offers.attempt, excluded.attempt);
+    END IF;
+    IF c.answered_id IS NOT NULL THEN  -- states never go back
+        INSERT INTO offers (request_id, generation, mechanic_id, status, stage, seen_at, answered_at, reason)
+        VALUES (b.request_id, c.round_generation, c.answered_id, c.answered_status, c.round_stage,
+                CASE WHEN c.answered_status = 'seen' THEN c.at END,
+                CASE WHEN c.answered_status <> 'seen' THEN c.at END, c.answered_reason)
+        ON CONFLICT ON CONSTRAINT offers_pkey DO UPDATE
+           SET status = excluded.status, seen_at = coalesce(offers.seen_at, excluded.seen_at),
+               answered_at = excluded.answered_at, reason = excluded.reason
+         WHERE offers.status = 'issued' OR (offers.status = 'seen' AND excluded.status <> 'seen')
+            OR (offers.status = 'revoked' AND offers.reason IN ('busy', 'unavailable')  -- not then, now never
+                AND excluded.status = 'declined');
+    END IF;
+END $$;
+
 -- The one factory of sessions (S1): session, customer participant, queued assignment, request and
 -- a `created` event. A violation of sessions_one_live_per_customer or slots_not_overfull is the
 -- caller's to name; nothing is left behind.
+--
+-- With p_opened (the JSON of a `change`) a booking for now is in its first stage at once: as it was
+-- decided, under the ids that were chosen for it, with what that change records.
 CREATE FUNCTION create_session(
-    p_intake_id uuid, p_stripe_session_id text, p_ttl interval, p_message text
+    p_intake_id uuid, p_stripe_session_id text, p_ttl interval, p_message text,
+    p_opened json DEFAULT NULL
 ) RETURNS TABLE (session_id uuid, request_id uuid, session_type text, session_status text)
 LANGUAGE plpgsql AS $$
 DECLARE
-    i        intakes;
-    plan     plans;
-    slot     slots;
-    v_now    timestamptz := dispatch_now();
-    v_opens  timestamptz := v_now;
-    v_status text := 'pending';
-    v_offer  uuid := gen_random_uuid();
+    i    intakes;
+    plan plans;
+    slot slots;
+    c    change := json_populate_record(NULL::change, p_opened);
+    b    booking_states := c.booking;
 BEGIN
     SELECT * INTO STRICT i FROM intakes WHERE id = p_intake_id;
     SELECT * INTO STRICT plan FROM plans WHERE code = i.plan_code;
-    IF i.slot_id IS NOT NULL THEN
-        SELECT * INTO STRICT slot FROM slots WHERE id = i.slot_id;
-        IF slot.starts_at > v_now THEN
-            v_opens := slot.starts_at;
-            v_status := 'scheduled';
+    IF p_opened IS NULL THEN
+        b.request_id := gen_random_uuid();
+        b.session_id := gen_random_uuid();
+        b.offer_id := gen_random_uuid();
+        b.created_at := dispatch_now();
+        b.opens_at := b.created_at;
+        b.status := 'pending';
+        IF i.slot_id IS NOT NULL THEN
+            SELECT * INTO STRICT slot FROM slots WHERE id = i.slot_id;
+            IF slot.starts_at > b.opens_at THEN
+                b.opens_at := slot.starts_at;
+                b.status := 'scheduled';
+            END IF;
         END IF;
+        b.version := 1;
+        b.attempt := 1;
+        b.message := p_message;
+        b.expires_at := b.opens_at + p_ttl;
+        c.due_at := b.opens_at;
     END IF;
 
-    INSERT INTO sessions (customer_user_id, type, status, plan, intake_id, slot_id,
-                          stripe_session_id, preferred_workshop_id, created_at)
-    VALUES (i.customer_id, plan.type, v_status, plan.code, i.id, i.slot_id,
-            p_stripe_session_id, i.workshop_id, v_now)
-    RETURNING id INTO session_id;
+    INSERT INTO sessions (id, customer_user_id, type, status, plan, intake_id, slot_id,
+                          stripe_session_id, preferred_workshop_id, version, created_at)
+    VALUES (b.session_id, i.customer_id, plan.type, b.status, plan.code, i.id, i.slot_id,
+            p_stripe_session_id, i.workshop_id, b.version, b.created_at);
 
     INSERT INTO session_participants (session_id, user_id, role)
-    VALUES (create_session.session_id, i.customer_id, 'customer');
+    VALUES (b.session_id, i.customer_id, 'customer');
 
-    INSERT INTO session_requests (session_id, offer_id, customer_id, session_type, plan_code, urgent,
+    INSERT INTO session_requests (id, session_id, offer_id, customer_id, session_type, plan_code, urgent,
                                   is_specialist, routing_type, preferred_workshop_id,
-                                  preferred_mechanic_id, wait_for_preferred, status, message,
-                                  created_at, opens_at, expires_at, due_at)
-    VALUES (create_session.session_id, v_offer, i.customer_id, plan.type, plan.code, i.urgent,
+                                  preferred_mechanic_id, wait_for_preferred, priority_window_minutes,
+                                  status, stage, version, attempt, message, priority_notified_at,
+                                  fallback_broadcast_at, created_at, opens_at, stage_ends_at,
+                                  next_attempt_at, expires_at, due_at)
+    VALUES (b.request_id, b.session_id, b.offer_id, i.customer_id, plan.type, plan.code, i.urgent,
             i.is_specialist, i.routing_type, i.workshop_id, i.preferred_mechanic_id,
-            i.wait_for_preferred, v_status, p_message, v_now, v_opens, v_opens + p_ttl, v_opens)
-    RETURNING id INTO request_id;
+            i.wait_for_preferred, priority_window_minutes(b), b.status, b.stage, b.version, b.attempt,
+            b.message, b.priority_notified_at, b.fallback_broadcast_at, b.created_at, b.opens_at,
+            b.stage_ends_at, b.next_attempt_at, b.expires_at, c.due_at);
 
     INSERT INTO session_assignments (offer_id, request_id, session_id, generation, status, offered_at)
-    VALUES (v_offer, create_session.request_id, create_session.session_id, 1, 'queued', v_now);
+    VALUES (b.offer_id, b.request_id, b.session_id, 1, 'queued', b.created_at);
 
     INSERT INTO session_events (session_id, type, user_id, at, version, metadata)
-    VALUES (create_session.session_id, 'created', i.customer_id, v_now, 1,
-            jsonb_build_object('expires_at', v_opens + p_ttl, 'message', p_message));
+    VALUES (b.session_id, 'created', i.customer_id, b.created_at, 1,
+            jsonb_build_object('expires_at', b.opens_at + p_ttl, 'message', p_message));
+    IF p_opened IS NOT NULL THEN
+        PERFORM record_change(c);
+    END IF;
 
     -- Last: a session that is just ending frees its seat after its own row is written.
-    UPDATE slots SET taken = taken + 1 WHERE id = i.slot_id;
+    IF i.slot_id IS NOT NULL THEN
+        UPDATE slots SET taken = taken + 1 WHERE id = i.slot_id;
+    END IF;
 
+    session_id := b.session_id;
+    request_id := b.request_id;
     session_type := plan.type;
-    session_status := v_status;
+    session_status := b.status;
     RETURN NEXT;
+END $$;
+
+-- The JSON of sessions.Prospect: all that deciding the first stage of a booking needs, before there is
+-- one. The intake need not be stored yet. Null: there is no such customer or plan.
+CREATE FUNCTION prospect(i intakes) RETURNS json LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (
+        SELECT json_build_object(
+                   'wish', json_build_object(
+                       'customer_id', i.customer_id,
+                       'session_type', p.type,
+                       'plan_code', p.code,
+                       'minutes', p.minutes,
+                       'urgent', i.urgent,
+                       'is_specialist', i.is_specialist,
+                       'routing', i.routing_type,
+                       'preferred_workshop_id', i.workshop_id,
+                       'preferred_mechanic_id', i.preferred_mechanic_id,
+                       'wait_for_preferred', i.wait_for_preferred,
+                       'waiver_signed', EXISTS (SELECT 1 FROM waivers w WHERE w.intake_id = i.id)),
+                   'customer_name', split_part(u.name, ' ', 1),
+                   'vehicle', i.vehicle,
+                   'concern', i.concern,
+                   'favourite', (SELECT row_to_json(c) FROM candidates c
+                                  WHERE c.mechanic_id = i.preferred_mechanic_id),
+                   'now', dispatch_now())
+          FROM plans p, users u
+         WHERE p.code = i.plan_code AND u.id = i.customer_id);
+END $$;
+
+-- The ordinary answer to a payment: the webhook is new, the payment still unanswered and its customer
+-- free, so it becomes a booking in its first stage (p_opened). False: the webhook was here before.
+-- Raises where it is not so simple, and nothing has happened then.
+CREATE FUNCTION book_paid(
+    p_event_id text, p_event_type text, p_payment_id uuid, p_stripe_session_id text,
+    p_payment_intent text, p_ttl interval, p_message text, p_opened json
+) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    v_intake  uuid;
+    v_session uuid;
+BEGIN
+    INSERT INTO stripe_events (id, type, outcome) VALUES (p_event_id, p_event_type, 'fulfilled')
+    ON CONFLICT (id) DO NOTHING;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    SELECT p.intake_id INTO v_intake FROM payments p
+     WHERE p.id = p_payment_id AND p.status IN ('created', 'expired', 'failed') FOR UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'payment % was answered meanwhile', p_payment_id;
+    END IF;
+    SELECT c.session_id INTO v_session
+      FROM create_session(v_intake, p_stripe_session_id, p_ttl, p_message, p_opened) c;
+    UPDATE payments p
+       SET status = 'fulfilled', session_id = v_session, stripe_session_id = p_stripe_session_id,
+           payment_intent = coalesce(p_payment_intent, p.payment_intent)
+     WHERE p.id = p_payment_id;
+    RETURN true;
+END $$;
+
+-- The same without money: the intake (p_intake, the JSON of its row) and its booking.
+CREATE FUNCTION book_free(p_intake json, p_ttl interval, p_message text, p_opened json)
+RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    i intakes := json_populate_record(NULL::intakes, p_intake);
+BEGIN
+    i.created_at := clock_timestamp();
+    INSERT INTO intakes SELECT i.*;
+    PERFORM create_session(i.id, NULL, p_ttl, p_message, p_opened);
 END $$;
 
 -- Locks request and session, in this order, and returns the booking as it is after the lock, with
@@ -725,12 +894,12 @@ BEGIN
                   WHERE e.request_id = p_request_id;
 END $$;
 
--- Writes a decided booking (the JSON of core.types.Booking) over the locked rows of version - 1.
--- Raises when the version is not the next one: the caller did not hold the lock.
-CREATE FUNCTION save_booking(p_booking json, p_due_at timestamptz) RETURNS void
-LANGUAGE plpgsql AS $$
+-- Writes one change (the JSON of a `change`) over the locked rows of the version before it. Raises when
+-- the booking's version is not the next one: the caller did not hold the lock.
+CREATE FUNCTION write_change(p_change json) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    b booking_states := json_populate_record(NULL::booking_states, p_booking);
+    c change := json_populate_record(NULL::change, p_change);
+    b booking_states := c.booking;
 BEGIN
     UPDATE session_requests r
        SET offer_id = b.offer_id, excluded_mechanic_ids = b.excluded, status = b.status,
@@ -739,11 +908,8 @@ BEGIN
            accepted_at = b.accepted_at, priority_notified_at = b.priority_notified_at,
            fallback_broadcast_at = b.fallback_broadcast_at, stage_ends_at = b.stage_ends_at,
            next_attempt_at = b.next_attempt_at, seen_at = b.seen_at, expires_at = b.expires_at,
-           warned_at = b.warned_at, due_at = p_due_at,
-           priority_window_minutes = CASE
-               WHEN b.stage = 'priority' THEN
-                   ceil(extract(epoch FROM b.stage_ends_at - b.priority_notified_at) / 60)
-               ELSE r.priority_window_minutes END
+           warned_at = b.warned_at, due_at = c.due_at,
+           priority_window_minutes = coalesce(priority_window_minutes(b), r.priority_window_minutes)
      WHERE r.id = b.request_id AND r.version = b.version - 1;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'request % is not at version %', b.request_id, b.version - 1;
@@ -762,7 +928,10 @@ BEGIN
     UPDATE session_participants p
        SET joined_at = CASE p.role WHEN 'customer' THEN b.customer_joined_at
                                    ELSE b.mechanic_joined_at END
-     WHERE p.session_id = b.session_id;
+     WHERE p.session_id = b.session_id
+       AND p.joined_at IS DISTINCT FROM CASE p.role WHEN 'customer' THEN b.customer_joined_at
+                                                    ELSE b.mechanic_joined_at END;
+    PERFORM record_change(c);
 END $$;
 
 -- The seat of a slot is free again when its booking ends unserved.

@@ -88,7 +88,8 @@ CREATE TABLE bench.sales (
     n                 integer PRIMARY KEY,
     payment_id        uuid NOT NULL,
     intake_id         uuid NOT NULL,
-    stripe_session_id text NOT NULL
+    stripe_session_id text NOT NULL,
+    opened            json NOT NULL
 );
 CREATE SEQUENCE bench.next_sale MINVALUE 0;
 
@@ -98,6 +99,7 @@ DECLARE
     m           bench.mechanics;
     v_customer  uuid;
     v_intake    uuid;
+    v_opened    json;
 BEGIN
     TRUNCATE bench.sales;
     PERFORM setval('bench.next_sale', 0, false);
@@ -109,56 +111,65 @@ BEGIN
         RETURNING id INTO v_intake;
         INSERT INTO waivers (intake_id, user_id, name, version, address)
         VALUES (v_intake, v_customer, 'Clara Customer', '1', '127.0.0.1');
+        SELECT bench.opened(q) INTO v_opened FROM intakes q WHERE q.id = v_intake;
         WITH paid AS (
             INSERT INTO payments (customer_id, intake_id, plan_code, stripe_session_id, amount_cents,
                                   currency, checkout_url)
             VALUES (v_customer, v_intake, 'chat10', 'cs_test_' || replace(v_intake::text, '-', ''),
                     1000, 'eur', 'https://checkout.test/' || v_intake)
             RETURNING id, stripe_session_id)
-        INSERT INTO bench.sales SELECT i, id, v_intake, stripe_session_id FROM paid;
+        INSERT INTO bench.sales SELECT i, id, v_intake, stripe_session_id, v_opened FROM paid;
     END LOOP;
 END $$;
 
--- What the webhook of sale number p_n writes, and its opening, in one transaction and one call: the
--- statements of payments.py and dispatcher.py, one after the other. The yardstick of bookings.
+-- What the server asks of Postgres for the webhook of sale number p_n, in one call: what its booking
+-- would be made of, and event, payment, session and first stage in one transaction, of a document
+-- that was prepared before. The yardstick of bookings.
 CREATE FUNCTION bench.book(p_n integer) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    s         bench.sales;
-    i         intakes;
-    v_session uuid;
-    v_request uuid;
-    v_booking jsonb;
-    v_now     timestamptz;
-    v_due     timestamptz;
+    s bench.sales;
 BEGIN
     SELECT * INTO STRICT s FROM bench.sales WHERE n = p_n;
-    INSERT INTO stripe_events (id, type, outcome)
-    VALUES ('evt_' || s.stripe_session_id, 'checkout.session.completed', 'received');
-    PERFORM p.status, p.amount_cents, p.currency FROM payments p
-      WHERE p.stripe_session_id = s.stripe_session_id FOR UPDATE;
-    SELECT c.session_id, c.request_id INTO v_session, v_request
-      FROM create_session(s.intake_id, s.stripe_session_id, '2 h', 'Confirmed.') c;
-    UPDATE payments SET status = 'fulfilled', session_id = v_session, payment_intent = 'pi_bench'
-     WHERE id = s.payment_id;
-    UPDATE stripe_events SET outcome = 'fulfilled' WHERE id = 'evt_' || s.stripe_session_id;
+    PERFORM p.status, prospect(i) FROM payments p JOIN intakes i ON i.id = p.intake_id
+      WHERE p.stripe_session_id = s.stripe_session_id;
+    PERFORM book_paid('evt_' || s.stripe_session_id, 'checkout.session.completed', s.payment_id,
+                      s.stripe_session_id, 'pi_bench', '2 h', 'Confirmed.', s.opened);
+END $$;
 
-    SELECT * INTO STRICT i FROM intakes WHERE id = s.intake_id;
-    SELECT l.entry -> 'booking', l.now INTO v_booking, v_now FROM lock_booking(v_request) l;
-    IF i.routing_type = 'priority_broadcast' THEN
-        PERFORM * FROM candidates WHERE mechanic_id = i.preferred_mechanic_id;
-        v_due := v_now + interval '5 s';
-        v_booking := v_booking || jsonb_build_object(
-            'stage', 'priority', 'version', 2, 'message', 'Asking.', 'priority_notified_at', v_now,
-            'stage_ends_at', v_now + interval '10 min', 'next_attempt_at', v_due);
-        INSERT INTO offers (request_id, generation, mechanic_id, status, stage, score, attempt, issued_at)
-        VALUES (v_request, 1, i.preferred_mechanic_id, 'issued', 'priority', 100, 1, v_now);
-    ELSE
-        v_due := v_now + interval '2 h';
-        v_booking := v_booking || jsonb_build_object('stage', 'open', 'version', 2, 'message', 'Asking.');
+-- The document of the first stage of an intake's booking, as the server decides it.
+CREATE FUNCTION bench.opened(i intakes) RETURNS json LANGUAGE plpgsql AS $$
+DECLARE
+    v_now   timestamptz := dispatch_now();
+    v_offer uuid := gen_random_uuid();
+    b       booking_states;
+    named   boolean := i.routing_type = 'priority_broadcast';
+BEGIN
+    b := json_populate_record(b, prospect(i) -> 'wish');
+    b.request_id := gen_random_uuid();
+    b.session_id := gen_random_uuid();
+    b.offer_id := v_offer;
+    b.excluded := '{}';
+    b.status := 'pending';
+    b.session_status := 'pending';
+    b.stage := CASE WHEN named THEN 'priority' ELSE 'open' END;
+    b.generation := 1;
+    b.version := 2;
+    b.attempt := 1;
+    b.created_at := v_now;
+    b.opens_at := v_now;
+    b.expires_at := v_now + interval '2 h';
+    b.message := 'Asking.';
+    IF named THEN
+        b.priority_notified_at := v_now;
+        b.stage_ends_at := v_now + interval '10 min';
+        b.next_attempt_at := v_now + interval '5 s';
     END IF;
-    PERFORM save_booking(v_booking::json, v_due);
-    INSERT INTO session_events (session_id, at, version, event, type)
-    VALUES (v_session, v_now, 2, '{"type": "Open"}', 'opened');
+    RETURN row_to_json(ROW(
+        b, coalesce(b.next_attempt_at, b.expires_at), v_now,
+        json_build_object('type', 'Open', 'favourite', prospect(i) -> 'favourite'), NULL,
+        json_build_array(json_build_object('type', 'opened', 'detail', b.stage)), v_offer, 1, NULL,
+        NULL, NULL, false, CASE WHEN named THEN i.preferred_mechanic_id END,
+        CASE WHEN named THEN 100 END, CASE WHEN named THEN 1 END, NULL, NULL, NULL)::change);
 END $$;
 
 -- Nobody waits any more. What runs meanwhile finds it by reconciling.

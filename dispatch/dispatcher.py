@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Final, assert_never
+from typing import Final
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -26,9 +26,9 @@ from dispatch import payments, push
 from dispatch.audience import Audience
 from dispatch.audit import Audit
 from dispatch.board import Board
+from dispatch.changes import Change, change_of
 from dispatch.core import lifecycle, messages, routing
 from dispatch.core.types import (
-    Answered,
     Ask,
     Booking,
     Cancel,
@@ -38,11 +38,9 @@ from dispatch.core.types import (
     Due,
     Effect,
     End,
-    EndRound,
     Event,
     FavouriteLost,
     Join,
-    Log,
     MechanicCancel,
     Open,
     Policy,
@@ -54,16 +52,17 @@ from dispatch.core.types import (
     Routing,
     Seen,
     Stage,
-    StartRound,
     Summon,
     Widen,
 )
+from dispatch.database import Connection
 from dispatch.errors import Conflict, NotFound, Unavailable
 from dispatch.fanout import Fanout
 from dispatch.hints import BookingChanged, Entry, Hint, MechanicChanged
 from dispatch.metrics import Metrics
 from dispatch.presence import PresenceRegistry
 from dispatch.protocol import LostReason
+from dispatch.sessions import Opening, Prospect
 from dispatch.store import Facts, Locked, Store
 from dispatch.tasks import Tasks
 from dispatch.timers import Clock, Timers
@@ -139,13 +138,31 @@ class Dispatcher:
 
     # --- time
 
-    def opened(self, request_id: UUID, received_at: datetime) -> None:
-        """A session was made and committed: its request opens now, or its slot's time is armed.
+    async def open_at_once(self, prospect: Prospect) -> Opening | None:
+        """The first stage of a booking for now, decided before anything of it is written.
+
+        Whoever writes it tells `opened` after the commit. None where it must be written first,
+        because notifications are to be queued with it.
+        """
+        made = lifecycle.made(prospect.wish, uuid4(), uuid4(), uuid4(), prospect.now, self._policy)
+        event = await self._opening(made, prospect.favourite)
+        decision = lifecycle.decide(made, event, prospect.now, self._policy)
+        if any(self._is_queued(decision.booking, effect) for effect in decision.effects):
+            return None
+        change = self._change_of(made, event, decision, prospect.now)
+        return Opening(change.document(), prospect.entry(change.booking))
+
+    def opened(self, request_id: UUID, received_at: datetime, entry: Entry | None = None) -> None:
+        """A session was made and committed. Opened with it, it is told to everybody as `entry`;
+        else its request opens now, or its slot's time is armed.
 
         `received_at` is when this node had heard of the booking (the waterfall of R8a).
         """
         self._audit.receipt(request_id, received_at)
-        self._tasks.spawn(self.fire(request_id), f"open {request_id}")
+        if entry is not None:
+            self._announce(entry)
+        else:
+            self._tasks.spawn(self.fire(request_id), f"open {request_id}")
 
     async def fire(self, request_id: UUID) -> None:
         """Lets whatever is due of this booking happen: the opening, a deadline, a lost favourite.
@@ -189,17 +206,20 @@ class Dispatcher:
         """What may be due of this booking, with what the core needs to know of people."""
         opening = lifecycle.Deadline.OPENING in lifecycle.deadlines(booking, self._policy)
         favourite = None
-        presence = Presence.UNKNOWN
         if booking.preferred_mechanic_id is not None and (
             opening or booking.stage is Stage.PRIORITY
         ):
             favourite = await self._store.candidate(booking.preferred_mechanic_id)
-        if not opening:
-            lost = self._why_lost(booking, favourite)
-            return Due() if lost is None else FavouriteLost(lost)
+        if opening:
+            return await self._opening(booking, favourite)
+        lost = self._why_lost(booking, favourite)
+        return Due() if lost is None else FavouriteLost(lost)
+
+    async def _opening(self, booking: Booking, favourite: Candidate | None) -> Open:
+        """The event, with who of the people asked by name is there."""
+        presence = Presence.UNKNOWN
         if favourite is not None:
-            known = await self._presence.look_up([favourite.mechanic_id])
-            presence = known[favourite.mechanic_id].presence
+            presence = await self._presence.of(favourite.mechanic_id)
         preferred_online = False
         if booking.routing is Routing.HYBRID and booking.preferred_workshop_id is not None:
             anyone = await self._presence.anyone_of_workshop(booking.preferred_workshop_id)
@@ -431,60 +451,51 @@ class Dispatcher:
 
     async def _write(self, locked: Locked, event: Event, decision: Decision) -> Entry:
         """The booking as it was decided, its history, and what else stands in rows of its own."""
-        booking = decision.booking
-        if StartRound() in decision.effects:
-            booking = replace(booking, offer_id=uuid4())
-        await self._store.save(locked, booking, lifecycle.due_at(booking, self._policy))
-        lines = [effect for effect in decision.effects if isinstance(effect, Log)]
-        await self._store.record(locked, booking.version, event, self._policy_id, lines)
-        for effect in decision.effects:
-            await self._perform(locked, booking, effect)
+        change = self._change_of(locked.entry.booking, event, decision, locked.now)
+        await self._store.write(locked, change)
         display = locked.entry.display
-        if booking.mechanic_id is None:
+        if change.booking.mechanic_id is None:
             display = replace(
                 display, mechanic_name=None, mechanic_workshop_id=None, mechanic_rating=None
             )
-        return replace(locked.entry, booking=booking, display=display)
+        return replace(locked.entry, booking=change.booking, display=display)
 
-    async def _perform(self, locked: Locked, booking: Booking, effect: Effect) -> None:
-        match effect:
-            case EndRound(outcome, status):
-                await self._store.end_round(locked, status, outcome)
-            case StartRound():
-                await self._store.start_round(locked, booking)
-            case Ask(mechanic_id, attempt):
-                await self._store.ask(locked, mechanic_id, routing.SCORE_FAVOURITE, attempt)
-            case Answered(mechanic_id, status, reason):
-                await self._store.answer(locked, mechanic_id, status, reason)
-            case Log() | Refund() | Summon():
-                pass  # recorded together; queued
-            case _ as unreachable:
-                assert_never(unreachable)
+    def _change_of(self, before: Booking, event: Event, decision: Decision, at: datetime) -> Change:
+        return change_of(before, event, decision, at, self._policy, self._policy_id, uuid4())
 
     async def _queue(self, locked: Locked, booking: Booking, effects: tuple[Effect, ...]) -> bool:
         """What is to be done outside the database: refunds, notifications. Whether there is any."""
         queued = False
         for effect in effects:
-            match effect:
-                case Refund(reason):
-                    queued |= await payments.queue_refund(
-                        locked.connection, booking.session_id, reason
-                    )
-                case Ask(mechanic_id, push=True) if self._push_urgent_below is not None:
-                    queued |= await push.queue_offer(locked.connection, booking, mechanic_id)
-                case Summon() if self._audience.online(booking) < (self._push_urgent_below or 0):
-                    queued |= (
-                        await push.queue_urgent(
-                            locked.connection,
-                            booking,
-                            capacity=self._policy.mechanic_capacity,
-                            limit=_SUMMONED,
-                        )
-                        > 0
-                    )
-                case _:
-                    pass
+            if self._is_queued(booking, effect):
+                queued |= await self._queue_one(locked.connection, booking, effect)
         return queued
+
+    def _is_queued(self, booking: Booking, effect: Effect) -> bool:
+        match effect:
+            case Refund():
+                return True
+            case Ask(push=True):
+                return self._push_urgent_below is not None
+            case Summon():
+                return self._audience.online(booking) < (self._push_urgent_below or 0)
+            case _:
+                return False
+
+    async def _queue_one(self, connection: Connection, booking: Booking, effect: Effect) -> bool:
+        match effect:
+            case Refund(reason):
+                return await payments.queue_refund(connection, booking.session_id, reason)
+            case Ask(mechanic_id):
+                return await push.queue_offer(connection, booking, mechanic_id)
+            case _:
+                told = await push.queue_urgent(
+                    connection,
+                    booking,
+                    capacity=self._policy.mechanic_capacity,
+                    limit=_SUMMONED,
+                )
+                return told > 0
 
     def _announce(self, entry: Entry) -> None:
         """After a commit: our sockets, the other nodes, our clock. Never awaits, so never half."""

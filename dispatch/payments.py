@@ -21,18 +21,28 @@ import logging
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Final, Literal
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from dispatch import queries, sessions
 from dispatch.config import Config
+from dispatch.core import messages
 from dispatch.core.types import Routing
 from dispatch.database import Connection, Pool, transaction, unavailable_when_lost
 from dispatch.errors import BadRequest, Conflict, Unavailable
-from dispatch.sessions import Created, Intake, IntakeForm, SlotFull, Started
+from dispatch.sessions import (
+    Created,
+    Intake,
+    IntakeForm,
+    OpenAtOnce,
+    SlotFull,
+    Started,
+    decode_prospect,
+)
 from dispatch.stripe_client import (
     MIN_EXPIRY_SECONDS,
     CheckoutSession,
@@ -155,8 +165,10 @@ async def _intake_from(connection: Connection, customer_id: UUID, query: Checkou
         raise BadRequest("plan: required without intake_id")
     given = {name: value for name, value in msgspec.structs.asdict(query).items() if value}
     form = IntakeForm(**given)
-    await sessions.check(connection, form)
-    return await sessions.store_intake(connection, customer_id, form)
+    intake_id = uuid4()
+    await sessions.check(connection, customer_id, form, intake_id)
+    await sessions.store_intake(connection, customer_id, form, intake_id)
+    return intake_id
 
 
 async def _check(connection: Connection, intake: Intake, query: CheckoutQuery) -> None:
@@ -176,9 +188,8 @@ async def _check(connection: Connection, intake: Intake, query: CheckoutQuery) -
         raise Conflict("already_booked", "this intake is booked already")
     if intake.price_cents == 0:
         raise BadRequest("plan: there is nothing to pay for", code="nothing_to_pay")
-    if intake.slot_id is None:
-        await sessions.refuse_second_session(connection, intake.customer_id)
-    await sessions.check(connection, form)
+    alone = intake.slot_id is None
+    await sessions.check(connection, intake.customer_id, form, intake.id, alone=alone)
 
 
 async def _expected_payment(connection: Connection, intake: Intake) -> _Payment:
@@ -256,16 +267,27 @@ def _metadata(intake: Intake) -> dict[str, str]:
 # --- webhooks ----------------------------------------------------------------------------------
 
 
-async def handle_webhook(pool: Pool, config: Config, raw: bytes, signature: str | None) -> Outcome:
+async def handle_webhook(
+    pool: Pool,
+    config: Config,
+    raw: bytes,
+    signature: str | None,
+    open_at_once: OpenAtOnce | None = None,
+) -> Outcome:
     """Believes a webhook and moves the payment it is about, in one transaction, once (C2).
 
-    `raw` is the body as it came, `signature` the Stripe-Signature header. Afterwards the caller
-    tells the dispatcher of `created`, and the outbox where `refund_queued`. Raises `BadRequest` for
-    what Stripe did not sign, or not lately, and `Unavailable`; nothing has changed then.
+    `raw` is the body as it came, `signature` the Stripe-Signature header. What was paid for becomes
+    a booking, opened in the same transaction where `open_at_once` can. Afterwards the caller tells
+    the dispatcher of `created`, and the outbox where `refund_queued`. Raises `BadRequest` for what
+    Stripe did not sign, or not lately, and `Unavailable`; nothing has changed then.
     """
     if signature is None:
         raise BadRequest("the Stripe-Signature header is missing")
     event = verify_webhook(raw, signature, config.stripe_webhook_secrets)
+    if open_at_once is not None:
+        outcome = await _book_at_once(pool, config, event, open_at_once)
+        if outcome is not None:
+            return outcome
     async with transaction(pool) as connection:
         if not await connection.fetchval(_SQL["insert_event"], event.id, event.type):
             return Outcome(result="duplicate")
@@ -276,23 +298,84 @@ async def handle_webhook(pool: Pool, config: Config, raw: bytes, signature: str 
     return outcome
 
 
-async def _apply(connection: Connection, config: Config, event: WebhookEvent) -> Outcome:
-    live_key = config.stripe_secret_key.startswith(("sk_live_", "rk_live_"))
+async def _book_at_once(
+    pool: Pool, config: Config, event: WebhookEvent, open_at_once: OpenAtOnce
+) -> Outcome | None:
+    """The ordinary case in one read and one write: the right money for a booking for now, of a
+    customer who is free. None for every other case; nothing was written then."""
+    shown = _completed_checkout(event)
+    if shown is None or shown.payment_status != "paid" or not _is_ours(config, event):
+        return None
+    async with unavailable_when_lost():
+        sale = await pool.fetchrow(_SQL["sale"], _payment_id(shown.metadata or {}), shown.id)
+    if sale is None or sale["prospect"] is None or sale["status"] not in _UNANSWERED:
+        return None
+    if _paid(shown) != (sale["amount_cents"], sale["currency"]):
+        return None
+    opening = await open_at_once(replace(decode_prospect(sale["prospect"]), paid=True))
+    if opening is None:
+        return None
+    try:
+        async with unavailable_when_lost():
+            is_new = await pool.fetchval(
+                _SQL["book_paid"],
+                event.id,
+                event.type,
+                sale["id"],
+                shown.id,
+                shown.payment_intent,
+                timedelta(seconds=config.request_ttl_seconds),
+                messages.CREATED,
+                opening.change,
+            )
+    except (asyncpg.UniqueViolationError, asyncpg.RaiseError):
+        return None  # the customer is not free, or the payment was answered meanwhile
+    if not is_new:
+        return Outcome(result="duplicate")
+    created = Created.opened(opening.entry)
+    return Outcome(result="fulfilled", created=created, customer_id=sale["customer_id"])
+
+
+def _is_ours(config: Config, event: WebhookEvent) -> bool:
+    """Whether the event is of the mode, test or live, that our key is for."""
     shown = event.object
-    if event.livemode != live_key or (
-        isinstance(shown, CheckoutSession) and shown.livemode != live_key
-    ):
-        mode = "test" if live_key else "live"
-        return Outcome(result="wrong_livemode", alarm=f"a {mode} event, which our key is not for")
+    modes = {event.livemode}
     if isinstance(shown, CheckoutSession):
-        match event.type.removeprefix("checkout.session."):
-            case "completed" | "async_payment_succeeded" if shown.mode == "payment":
-                ttl = timedelta(seconds=config.request_ttl_seconds)
-                return await _completed(connection, ttl, shown)
-            case "expired":
-                return await _closed(connection, shown, "expired")
-            case "async_payment_failed":
-                return await _closed(connection, shown, "failed")
+        modes.add(shown.livemode)
+    return modes == {_is_live(config)}
+
+
+def _is_live(config: Config) -> bool:
+    return config.stripe_secret_key.startswith(("sk_live_", "rk_live_"))
+
+
+def _completed_checkout(event: WebhookEvent) -> CheckoutSession | None:
+    """The checkout that a customer came to the end of, if the event is about that."""
+    shown = event.object
+    kinds = ("checkout.session.completed", "checkout.session.async_payment_succeeded")
+    if event.type in kinds and isinstance(shown, CheckoutSession) and shown.mode == "payment":
+        return shown
+    return None
+
+
+def _paid(shown: CheckoutSession) -> tuple[int | None, str]:
+    return shown.amount_total, (shown.currency or "").lower()
+
+
+async def _apply(connection: Connection, config: Config, event: WebhookEvent) -> Outcome:
+    if not _is_ours(config, event):
+        mode = "test" if _is_live(config) else "live"
+        return Outcome(result="wrong_livemode", alarm=f"a {mode} event, which our key is not for")
+    completed = _completed_checkout(event)
+    if completed is not None:
+        ttl = timedelta(seconds=config.request_ttl_seconds)
+        return await _completed(connection, ttl, completed)
+    shown = event.object
+    if isinstance(shown, CheckoutSession):
+        if event.type == "checkout.session.expired":
+            return await _closed(connection, shown, "expired")
+        if event.type == "checkout.session.async_payment_failed":
+            return await _closed(connection, shown, "failed")
     elif event.type == "charge.refunded":
         return await _charge_refunded(connection, shown)
     return Outcome(result="ignored")
@@ -318,7 +401,7 @@ async def _completed(connection: Connection, ttl: timedelta, shown: CheckoutSess
         return Outcome(result="held", alarm=f"checkout {shown.id}: {note}")
     if payment["status"] not in _UNANSWERED:
         return Outcome(result="repeated")
-    paid = (shown.amount_total, (shown.currency or "").lower())
+    paid = _paid(shown)
     expected = (payment["amount_cents"], payment["currency"])
     if paid != expected:
         note = "paid {} {}, expected {} {}".format(*paid, *expected)

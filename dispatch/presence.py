@@ -188,6 +188,12 @@ class PresenceRegistry:
                 found[user_id] = self._presence_of(user_id, packed, seen_us, answer.view)
         return found
 
+    async def of(self, user_id: UUID) -> Presence:
+        """One user's; without asking Redis where she is connected here and Redis is well."""
+        if self._settled and not self.degraded and self._ledger.is_here(user_id):
+            return Presence.ONLINE
+        return (await self.look_up([user_id]))[user_id].presence
+
     async def anyone_of_workshop(self, workshop_id: UUID) -> Presence:
         """ONLINE when at least one mechanic of the workshop is; UNKNOWN if Redis cannot say."""
         answer = await self._ask_hashes(("workshops", [workshop_id.hex]))

@@ -1,22 +1,27 @@
 """From an intake to a session: what a customer asks for, the waiver, and the one factory (S1).
 
-One job: turn a customer's wish into rows, or into a typed refusal that changed nothing. Imports
-`database`, `errors`, `queries` and the core's words; whoever calls tells the dispatcher what was
-made.
+One job: turn a customer's wish into rows, or into a typed refusal that changed nothing. A booking
+for now takes one read and one write: whoever calls passes in how its first stage is decided between
+the two, and tells the dispatcher what was made. Imports `database`, `errors`, `hints`, `queries`
+and the core's words.
 """
 
-from datetime import timedelta
-from typing import Annotated, Final, Literal
-from uuid import UUID
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import Annotated, Final, Literal, Self
+from uuid import UUID, uuid4
 
 import asyncpg
+import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import asdict
 
 from dispatch import queries
 from dispatch.core import messages
-from dispatch.core.types import Routing
+from dispatch.core.types import Booking, Candidate, Routing, Wish
 from dispatch.database import Connection, Pool, transaction, unavailable_when_lost
 from dispatch.errors import BadRequest, Conflict, NotFound, Unavailable
+from dispatch.hints import Display, Entry
 
 _SQL: Final = queries.load("sessions")
 
@@ -55,13 +60,65 @@ class Intake(Struct, frozen=True, kw_only=True):
     booked: bool
 
 
+class Prospect(Struct, frozen=True, kw_only=True):
+    """What a booking for now would be made of, read at `now`: all that its first stage depends on,
+    and what people will see of it."""
+
+    wish: Wish
+    customer_name: str
+    vehicle: str | None
+    concern: str | None
+    favourite: Candidate | None
+    now: datetime
+    paid: bool = False
+
+    def entry(self, booking: Booking) -> Entry:
+        """The booking as boards keep it."""
+        display = Display(
+            customer_name=self.customer_name,
+            vehicle=self.vehicle,
+            concern=self.concern,
+            mechanic_name=None,
+            mechanic_workshop_id=None,
+            mechanic_rating=None,
+        )
+        return Entry(booking=booking, display=display, paid=self.paid)
+
+
+class Opening(Struct, frozen=True):
+    """A booking in its first stage: the `change` to be written by the factory, and what is to be
+    told once that is committed."""
+
+    change: str
+    entry: Entry
+
+
+OpenAtOnce = Callable[[Prospect], Awaitable[Opening | None]]
+
+decode_prospect: Final = msgspec.json.Decoder(Prospect).decode
+
+
 class Created(Struct, frozen=True, kw_only=True):
-    """What the factory made. `status` is pending, or scheduled for a slot that opens later."""
+    """What the factory made. `status` is pending, or scheduled for a slot that opens later; `entry`
+    is there where the booking was opened in the same transaction."""
 
     session_id: UUID
     request_id: UUID
     type: str
     status: str
+    entry: Entry | None = None
+
+    @classmethod
+    def opened(cls, entry: Entry) -> Self:
+        """What was made and opened at once."""
+        booking = entry.booking
+        return cls(
+            session_id=booking.session_id,
+            request_id=booking.request_id,
+            type=booking.session_type,
+            status=booking.session_status.value,
+            entry=entry,
+        )
 
 
 class Started(Struct, frozen=True, kw_only=True):
@@ -100,45 +157,71 @@ class SlotFull(Conflict):
         super().__init__("slot_full", "this slot is full")
 
 
-async def start_intake(pool: Pool, customer_id: UUID, form: IntakeForm, ttl: timedelta) -> Started:
-    """Stores the wish; a free plan becomes a session in the same transaction.
+async def start_intake(
+    pool: Pool,
+    customer_id: UUID,
+    form: IntakeForm,
+    ttl: timedelta,
+    open_at_once: OpenAtOnce | None = None,
+) -> Started:
+    """Stores the wish; a free plan becomes a session in the same transaction, and is opened in it
+    where `open_at_once` can.
 
     Raises `ActiveSessionExists` before anything else is looked at (unless a slot is asked for),
     `BadRequest` for a wish that cannot be, `SlotFull`. Nothing is stored then.
     """
+    intake_id = uuid4()
+    async with unavailable_when_lost(), pool.acquire() as connection:
+        checked = await check(connection, customer_id, form, intake_id, alone=form.slot_id is None)
+    created = None
     try:
-        async with transaction(pool) as connection:
-            if form.slot_id is None:
-                await refuse_second_session(connection, customer_id)
-            price_cents = await check(connection, form)
-            intake_id = await store_intake(connection, customer_id, form)
-            created = None
-            if price_cents == 0:
-                created = await create(connection, intake_id, form.slot_id, None, ttl)
-            return Started(intake_id=intake_id, plan=form.plan, created=created)
+        if checked.prospect is not None and open_at_once is not None:
+            created = await _book_at_once(
+                pool, customer_id, form, intake_id, ttl, checked.prospect, open_at_once
+            )
+        if created is None:
+            async with transaction(pool) as connection:
+                await store_intake(connection, customer_id, form, intake_id)
+                if checked.price_cents == 0:
+                    created = await create(connection, intake_id, form.slot_id, None, ttl)
     except asyncpg.UniqueViolationError:
         async with unavailable_when_lost(), pool.acquire() as connection:
             await refuse_second_session(connection, customer_id)
         raise Unavailable("another booking of yours has just ended, try again") from None
+    return Started(intake_id=intake_id, plan=form.plan, created=created)
 
 
-async def store_intake(connection: Connection, customer_id: UUID, form: IntakeForm) -> UUID:
-    """Stores a wish that was checked, inside the caller's transaction; its id."""
-    intake_id: UUID = await connection.fetchval(
-        _SQL["insert_intake"],
-        customer_id,
-        form.plan,
-        form.vehicle,
-        form.concern,
-        form.urgent,
-        form.is_specialist,
-        form.routing_type.value,
-        form.workshop_id,
-        form.preferred_mechanic_id,
-        form.wait_for_preferred,
-        form.slot_id,
-    )
-    return intake_id
+async def _book_at_once(
+    pool: Pool,
+    customer_id: UUID,
+    form: IntakeForm,
+    intake_id: UUID,
+    ttl: timedelta,
+    prospect: Prospect,
+    open_at_once: OpenAtOnce,
+) -> Created | None:
+    """Intake, session and first stage in one statement; None where they cannot be."""
+    opening = await open_at_once(prospect)
+    if opening is None:
+        return None
+    row = _row(customer_id, form, intake_id)
+    async with unavailable_when_lost():
+        await pool.execute(_SQL["book_free"], row, ttl, messages.CREATED, opening.change)
+    return Created.opened(opening.entry)
+
+
+async def store_intake(
+    connection: Connection, customer_id: UUID, form: IntakeForm, intake_id: UUID
+) -> None:
+    """Stores a wish that was checked under this new id, inside the caller's transaction."""
+    await connection.execute(_SQL["insert_intake"], _row(customer_id, form, intake_id))
+
+
+def _row(customer_id: UUID, form: IntakeForm, intake_id: UUID) -> str:
+    """The JSON of the row of `intakes` that stores a wish."""
+    row = {"id": intake_id, "customer_id": customer_id, "plan_code": form.plan, **asdict(form)}
+    del row["plan"], row["payment_method"]
+    return msgspec.json.encode(row).decode()
 
 
 async def create(
@@ -197,34 +280,47 @@ async def refuse_second_session(connection: Connection, customer_id: UUID) -> No
         raise ActiveSessionExists(row["id"], row["type"], row["status"])
 
 
-async def check(connection: Connection, form: IntakeForm) -> int:
-    """The price in cents, after everything that the wish names was found to exist.
+class Checked(Struct, frozen=True):
+    """A wish that can be. `prospect` is there where it costs nothing and is for now."""
 
-    Raises `BadRequest`, which names the field, and `SlotFull`.
+    price_cents: int
+    prospect: Prospect | None
+
+
+async def check(
+    connection: Connection,
+    customer_id: UUID,
+    form: IntakeForm,
+    intake_id: UUID,
+    *,
+    alone: bool = False,
+) -> Checked:
+    """The price, after everything that the wish names was found to exist, all in one read.
+
+    Raises `ActiveSessionExists` first, where the customer may have no other live session (`alone`),
+    `BadRequest`, which names the field, and `SlotFull`.
     """
-    plan = await connection.fetchrow(_SQL["plan"], form.plan)
-    if plan is None:
+    found = await connection.fetchrow(_SQL["look"], _row(customer_id, form, intake_id))
+    assert found is not None
+    if alone and found["live_id"] is not None:
+        raise ActiveSessionExists(found["live_id"], found["live_type"], found["live_status"])
+    if found["price_cents"] is None:
         raise BadRequest("plan: there is no such plan")
     needs_workshop = form.routing_type in (Routing.WORKSHOP_ONLY, Routing.HYBRID)
     if needs_workshop and form.workshop_id is None:
         raise BadRequest(f"workshop_id: required for {form.routing_type.value}")
     if form.routing_type is Routing.PRIORITY and form.preferred_mechanic_id is None:
         raise BadRequest("preferred_mechanic_id: required for priority_broadcast")
-    if form.workshop_id is not None and not await connection.fetchval(
-        _SQL["bookable_workshop"], form.workshop_id
-    ):
+    if form.workshop_id is not None and not found["workshop_bookable"]:
         raise BadRequest("workshop_id: there is no such workshop")
-    if form.preferred_mechanic_id is not None and not await connection.fetchval(
-        _SQL["bookable_mechanic"], form.preferred_mechanic_id
-    ):
+    if form.preferred_mechanic_id is not None and not found["mechanic_bookable"]:
         raise BadRequest("preferred_mechanic_id: there is no such mechanic")
     if form.slot_id is not None:
-        slot = await connection.fetchrow(_SQL["slot"], form.slot_id)
-        if slot is None:
+        if found["seats"] is None:
             raise BadRequest("slot_id: there is no such slot")
-        if slot["workshop_id"] not in (None, form.workshop_id):
+        if found["slot_workshop_id"] not in (None, form.workshop_id):
             raise BadRequest("slot_id: the slot is another workshop's")
-        if slot["seats"] < 1:
+        if found["seats"] < 1:
             raise SlotFull
-    price_cents: int = plan["price_cents"]
-    return price_cents
+    prospect = found["prospect"]
+    return Checked(found["price_cents"], None if prospect is None else decode_prospect(prospect))

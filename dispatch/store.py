@@ -1,15 +1,15 @@
 """Bookings in Postgres: one method a query, typed values on both sides.
 
 One job: read and write rows. It decides nothing; whoever calls does. Imports the core's types,
-`auth` (what an account is), `hints`, `database` and `queries`. Every method raises `Unavailable`
-when Postgres is away, and changes nothing then.
+`auth` (what an account is), `changes`, `hints`, `database` and `queries`. Every method raises
+`Unavailable` when Postgres is away, and changes nothing then.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from typing import Any, Final, Literal
+from typing import Any, Final
 from uuid import UUID, uuid5
 
 import asyncpg
@@ -19,7 +19,8 @@ from msgspec.structs import astuple
 
 from dispatch import queries
 from dispatch.auth import QUERY_SECONDS, Account
-from dispatch.core.types import Booking, Candidate, Event, Log, Policy
+from dispatch.changes import Change
+from dispatch.core.types import Candidate, Policy
 from dispatch.database import Connection, Pool, transaction, unavailable_when_lost
 from dispatch.hints import Entry
 from dispatch.protocol import LostReason
@@ -193,10 +194,9 @@ class Store:
             row = await connection.fetchrow(_SQL["lock_booking"], request_id)
             yield Locked(connection, _decode_entry(row[0]), row[1]) if row is not None else None
 
-    async def save(self, locked: Locked, booking: Booking, due_at: datetime | None) -> None:
-        """Writes a decided booking, whose version is the next one, over the locked one."""
-        document = _encode(booking).decode()
-        await locked.connection.execute(_SQL["save_booking"], document, due_at)
+    async def write(self, locked: Locked, change: Change) -> None:
+        """Writes a change, which makes the next version, over the locked booking."""
+        await locked.connection.execute(_SQL["write_change"], change.document())
 
     async def customer_is_busy(self, locked: Locked) -> bool:
         """Whether another session of the booking's customer is live."""
@@ -205,77 +205,6 @@ class Store:
             _SQL["customer_is_busy"], booking.customer_id, booking.session_id
         )
         return busy
-
-    async def record(
-        self, locked: Locked, version: int, event: Event, policy_id: UUID, lines: Sequence[Log]
-    ) -> None:
-        """Adds the lines of one change to the session's history, the event with the first."""
-        await locked.connection.execute(
-            _SQL["record"],
-            locked.entry.booking.session_id,
-            locked.now,
-            version,
-            _encode(event).decode(),
-            policy_id,
-            [line.type for line in lines],
-            [line.user_id for line in lines],
-            [line.detail for line in lines],
-        )
-
-    async def end_round(self, locked: Locked, status: str, outcome: str) -> None:
-        """Closes the round that the locked booking is in, and what is open of its offers."""
-        booking = locked.entry.booking
-        await locked.connection.execute(
-            _SQL["end_round"], booking.offer_id, status, outcome, locked.now
-        )
-        ended = "expired" if outcome == "expired" else "revoked"
-        await locked.connection.execute(
-            _SQL["end_offers"], booking.request_id, booking.generation, ended
-        )
-
-    async def start_round(self, locked: Locked, booking: Booking) -> None:
-        """Adds the queued assignment of a new generation."""
-        await locked.connection.execute(
-            _SQL["start_round"],
-            booking.offer_id,
-            booking.request_id,
-            booking.session_id,
-            booking.generation,
-            locked.now,
-        )
-
-    async def ask(self, locked: Locked, mechanic_id: UUID, score: int, attempt: int) -> None:
-        """Notes that a mechanic is asked by name."""
-        booking = locked.entry.booking
-        await locked.connection.execute(
-            _SQL["ask"],
-            booking.request_id,
-            booking.generation,
-            mechanic_id,
-            score,
-            attempt,
-            locked.now,
-        )
-
-    async def answer(
-        self,
-        locked: Locked,
-        mechanic_id: UUID,
-        status: Literal["seen", "declined"],
-        reason: str | None = None,
-    ) -> None:
-        """Notes what a mechanic did with the round."""
-        booking = locked.entry.booking
-        await locked.connection.execute(
-            _SQL["answer"],
-            booking.request_id,
-            booking.generation,
-            mechanic_id,
-            status,
-            booking.stage,
-            locked.now,
-            reason,
-        )
 
     async def accept(
         self,

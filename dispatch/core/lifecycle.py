@@ -19,7 +19,7 @@ from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from dispatch.core import messages, routing
 from dispatch.core.types import (
@@ -52,6 +52,7 @@ from dispatch.core.types import (
     StartRound,
     Summon,
     Widen,
+    Wish,
 )
 
 # Which request statuses may follow which. Staying is always allowed while a request lives.
@@ -168,6 +169,46 @@ def decide(booking: Booking, event: Event, now: datetime, policy: Policy) -> Dec
     assert after.session_status in SESSION_OF[after.status]
     assert any(isinstance(effect, Log) for effect in decision.effects), "a change has a line"
     return replace(decision, booking=replace(after, version=booking.version + 1))
+
+
+def made(
+    wish: Wish, request_id: UUID, session_id: UUID, offer_id: UUID, now: datetime, policy: Policy
+) -> Booking:
+    """A booking for now as the factory makes it: nobody has been asked yet."""
+    return Booking(
+        **asdict(wish),
+        request_id=request_id,
+        session_id=session_id,
+        offer_id=offer_id,
+        excluded=(),
+        status=RequestStatus.PENDING,
+        session_status=SessionStatus.PENDING,
+        stage=None,
+        generation=1,
+        version=1,
+        attempt=1,
+        mechanic_id=None,
+        accept_id=None,
+        workshop_id=None,
+        customer_joined_at=None,
+        mechanic_joined_at=None,
+        created_at=now,
+        opens_at=now,
+        slot_ends_at=None,
+        expires_at=now + _seconds(policy.request_ttl_seconds),
+        accepted_at=None,
+        stage_ends_at=None,
+        next_attempt_at=None,
+        seen_at=None,
+        priority_notified_at=None,
+        fallback_broadcast_at=None,
+        join_by=None,
+        started_at=None,
+        ends_at=None,
+        warned_at=None,
+        ended_by=None,
+        message=messages.CREATED,
+    )
 
 
 # --- opening ------------------------------------------------------------------------------------

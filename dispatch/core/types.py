@@ -88,6 +88,22 @@ class Policy(Struct, frozen=True, kw_only=True):
     mechanic_capacity: int = 1
 
 
+class Wish(Struct, frozen=True, kw_only=True):
+    """What a customer asks for, before there is a booking of it."""
+
+    customer_id: UUID
+    session_type: str
+    plan_code: str
+    minutes: int
+    urgent: bool
+    is_specialist: bool
+    routing: Routing
+    preferred_workshop_id: UUID | None
+    preferred_mechanic_id: UUID | None
+    wait_for_preferred: bool
+    waiver_signed: bool
+
+
 class Booking(Struct, frozen=True, kw_only=True):
     """One booking as it stands: the request and its session.
 

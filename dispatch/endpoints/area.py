@@ -57,15 +57,18 @@ class Area(ABC):
         What to answer: the intake, where the customer goes next, and the session.
         """
         ttl = timedelta(seconds=self.node.config.request_ttl_seconds)
-        started = await sessions.start_intake(self.node.pool, customer_id, form, ttl)
+        started = await sessions.start_intake(
+            self.node.pool, customer_id, form, ttl, self.node.dispatcher.open_at_once
+        )
         answer: dict[str, Any] = {"intake_id": started.intake_id, "redirect": started.redirect}
-        if started.created is not None:
-            self.node.dispatcher.opened(started.created.request_id, received_at)
+        created = started.created
+        if created is not None:
+            self.node.dispatcher.opened(created.request_id, received_at, created.entry)
             answer |= {
-                "session_id": started.created.session_id,
-                "request_id": started.created.request_id,
-                "type": started.created.type,
-                "status": started.created.status,
+                "session_id": created.session_id,
+                "request_id": created.request_id,
+                "type": created.type,
+                "status": created.status,
             }
         return answer
 

@@ -76,10 +76,13 @@ class Bookings(Area):
         received_at = node.clock.now()
         raw = await raw_body(request, MAX_WEBHOOK_BYTES)
         signature = request.headers.get("stripe-signature")
-        outcome = await payments.handle_webhook(node.pool, node.config, raw, signature)
+        outcome = await payments.handle_webhook(
+            node.pool, node.config, raw, signature, node.dispatcher.open_at_once
+        )
         node.metrics.webhook(outcome.result)
-        if outcome.created is not None:
-            node.dispatcher.opened(outcome.created.request_id, received_at)
+        created = outcome.created
+        if created is not None:
+            node.dispatcher.opened(created.request_id, received_at, created.entry)
         if outcome.refund_queued:
             node.outbox.wake()
         return ok()

@@ -87,58 +87,18 @@ SELECT r.id FROM session_requests r LEFT JOIN candidates c ON c.mechanic_id = r.
 -- Locks request and session; the booking after the lock, and the time that judges it.
 SELECT entry, now FROM lock_booking($1)
 
--- name: save_booking
--- Writes a decided booking over the locked one.
-SELECT save_booking($1, $2)
+-- name: write_change
+-- Writes one change over the locked booking.
+SELECT write_change($1)
 
 -- name: customer_is_busy
 -- Whether another session of this customer is live.
 SELECT EXISTS (SELECT 1 FROM sessions WHERE customer_user_id = $1 AND id <> $2
                 AND status IN ('pending', 'accepted', 'active'))
 
--- name: record
--- The lines of one change of a booking; what happened, and the policy, with the first.
-INSERT INTO session_events (session_id, at, version, event, policy_id, type, user_id, metadata)
-SELECT $1, $2, $3, CASE WHEN n = 1 THEN $4::jsonb END, CASE WHEN n = 1 THEN $5::uuid END,
-       type, user_id, jsonb_strip_nulls(jsonb_build_object('detail', detail))
-  FROM unnest($6::text[], $7::uuid[], $8::text[]) WITH ORDINALITY AS line (type, user_id, detail, n)
- ORDER BY n
-
 -- name: keep_policy
 -- A policy under which a node decides.
 INSERT INTO policies (id, policy) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING
-
--- name: end_round
--- The present round is over.
-UPDATE session_assignments SET status = $2, outcome = $3, ended_at = $4 WHERE offer_id = $1
-
--- name: start_round
--- A new round of a request that was given back.
-INSERT INTO session_assignments (offer_id, request_id, session_id, generation, status, offered_at)
-VALUES ($1, $2, $3, $4, 'queued', $5)
-
--- name: ask
--- A mechanic is asked by name, once more or for the first time.
-INSERT INTO offers (request_id, generation, mechanic_id, status, stage, score, attempt, issued_at)
-VALUES ($1, $2, $3, 'issued', 'priority', $4, $5, $6)
-ON CONFLICT (request_id, generation, mechanic_id) DO UPDATE
-   SET attempt = greatest(offers.attempt, excluded.attempt)
-
--- name: answer
--- What a mechanic did with a round; states never go back.
-INSERT INTO offers (request_id, generation, mechanic_id, status, stage, seen_at, answered_at, reason)
-VALUES ($1, $2, $3, $4, $5, CASE WHEN $4 = 'seen' THEN $6::timestamptz END,
-        CASE WHEN $4 <> 'seen' THEN $6::timestamptz END, $7)
-ON CONFLICT (request_id, generation, mechanic_id) DO UPDATE
-   SET status = excluded.status, seen_at = coalesce(offers.seen_at, excluded.seen_at),
-       answered_at = excluded.answered_at, reason = excluded.reason
- WHERE offers.status = 'issued' OR (offers.status = 'seen' AND excluded.status <> 'seen')
-    OR (offers.status = 'revoked' AND offers.reason IN ('busy', 'unavailable')  -- not then, now never
-        AND excluded.status = 'declined')
-
--- name: end_offers
--- Nobody else will answer this round.
-UPDATE offers SET status = $3 WHERE request_id = $1 AND generation = $2 AND status IN ('issued', 'seen')
 
 -- name: accept_offer
 -- The judge.

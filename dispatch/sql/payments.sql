@@ -54,6 +54,18 @@ SELECT p.id, p.status, p.amount_cents, p.currency, p.customer_id, p.intake_id,
  WHERE p.stripe_session_id = $2 OR (p.id = $1 AND p.stripe_session_id IS NULL)
  ORDER BY p.stripe_session_id NULLS LAST LIMIT 1 FOR UPDATE
 
+-- name: sale
+-- The same payment without the lock, with what a booking of it would be made of, if it is for now.
+SELECT p.id, p.status, p.amount_cents, p.currency, p.customer_id,
+       CASE WHEN i.slot_id IS NULL THEN prospect(i) END AS prospect
+  FROM payments p JOIN intakes i ON i.id = p.intake_id
+ WHERE p.stripe_session_id = $2 OR (p.id = $1 AND p.stripe_session_id IS NULL)
+ ORDER BY p.stripe_session_id NULLS LAST LIMIT 1
+
+-- name: book_paid
+-- Event, payment, session and first stage of a booking that was paid; whether the event was new.
+SELECT book_paid($1, $2, $3, $4, $5, $6, $7, $8)
+
 -- name: hold_unknown
 -- Money that we did not ask for: kept where somebody finds it.
 INSERT INTO payments (stripe_session_id, payment_intent, amount_cents, currency, status, note)

@@ -5,28 +5,29 @@
 SELECT id, type, status FROM sessions
  WHERE customer_user_id = $1 AND status IN ('pending', 'accepted', 'active')
 
--- name: plan
--- A plan that can be booked.
-SELECT code, name, type, price_cents, currency, minutes FROM plans WHERE code = $1 AND active
-
--- name: bookable_mechanic
--- Whether a mechanic can be asked by name.
-SELECT approved FROM candidates WHERE mechanic_id = $1
-
--- name: bookable_workshop
--- Whether a workshop can be chosen.
-SELECT status = 'active' FROM organizations WHERE id = $1
-
--- name: slot
--- A slot that has not ended, with the seats that are left.
-SELECT workshop_id, capacity - taken AS seats FROM slots WHERE id = $1 AND ends_at > dispatch_now()
+-- name: look
+-- All that a wish names, and the customer's live session. $1 is the JSON of its row of `intakes`.
+SELECT live.id AS live_id, live.type AS live_type, live.status AS live_status,
+       plan.price_cents,
+       o.status = 'active' AS workshop_bookable,
+       c.approved AS mechanic_bookable,
+       slot.workshop_id AS slot_workshop_id, slot.capacity - slot.taken AS seats,
+       CASE WHEN plan.price_cents = 0 AND i.slot_id IS NULL THEN prospect(i) END AS prospect
+  FROM json_populate_record(NULL::intakes, $1) i
+  LEFT JOIN sessions live ON live.customer_user_id = i.customer_id
+                         AND live.status IN ('pending', 'accepted', 'active')
+  LEFT JOIN plans plan ON plan.code = i.plan_code AND plan.active
+  LEFT JOIN organizations o ON o.id = i.workshop_id
+  LEFT JOIN candidates c ON c.mechanic_id = i.preferred_mechanic_id
+  LEFT JOIN slots slot ON slot.id = i.slot_id AND slot.ends_at > dispatch_now()
 
 -- name: insert_intake
--- What the customer asked for.
-INSERT INTO intakes (customer_id, plan_code, vehicle, concern, urgent, is_specialist, routing_type,
+-- What the customer asked for; $1 is the JSON of the row.
+INSERT INTO intakes (id, customer_id, plan_code, vehicle, concern, urgent, is_specialist, routing_type,
                      workshop_id, preferred_mechanic_id, wait_for_preferred, slot_id)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-RETURNING id
+SELECT id, customer_id, plan_code, vehicle, concern, urgent, is_specialist, routing_type,
+       workshop_id, preferred_mechanic_id, wait_for_preferred, slot_id
+  FROM json_populate_record(NULL::intakes, $1)
 
 -- name: intake_of
 -- An intake, if it is this customer's, with its plan and whether its waiver is signed.
@@ -44,3 +45,7 @@ ON CONFLICT (intake_id) DO NOTHING
 -- name: create_session
 -- The one factory (S1).
 SELECT session_id, request_id, session_type, session_status FROM create_session($1, $2, $3, $4)
+
+-- name: book_free
+-- Intake, session and first stage of a booking that costs nothing.
+SELECT book_free($1, $2, $3, $4)

@@ -15,22 +15,17 @@ import msgspec
 from msgspec.structs import replace
 
 from dispatch import queries
+from dispatch.changes import Change, change_of
 from dispatch.core import messages
 from dispatch.core.lifecycle import decide, due_at
 from dispatch.core.types import (
-    Answered,
-    Ask,
     Booking,
     Candidate,
     Decision,
-    EndRound,
+    Due,
     Event,
-    Log,
     Open,
     Policy,
-    Refund,
-    StartRound,
-    Summon,
 )
 from dispatch.database import Connection, Pool
 from dispatch.hints import Entry
@@ -154,8 +149,18 @@ async def occupy(connection: Connection, mechanic_id: UUID, mechanic_slot: int) 
 
 async def save(connection: Connection, booking: Booking) -> None:
     """Over the booking of the version before."""
-    document = msgspec.json.encode(booking).decode()
-    await connection.execute(SQL["save_booking"], document, due_at(booking, POLICY))
+    change = Change(
+        booking=booking,
+        due_at=due_at(booking, POLICY),
+        at=booking.created_at,
+        event=Due(),
+        policy_id=await keep(connection, POLICY),
+        lines=[],
+        round_offer_id=booking.offer_id,
+        round_generation=booking.generation,
+        round_stage=booking.stage,
+    )
+    await connection.execute(SQL["write_change"], change.document())
 
 
 async def read_entry(connection: Connection, request_id: UUID) -> Entry:
@@ -238,17 +243,13 @@ async def change(
         assert row is not None
         locked = Locked(connection, _decode_entry(row["entry"]), row["now"])
         decision = decide(locked.entry.booking, event, locked.now, policy)
-        booking = decision.booking
-        if booking is locked.entry.booking:
+        before = locked.entry.booking
+        if decision.booking is before:
             return decision
-        if StartRound() in decision.effects:
-            booking = replace(booking, offer_id=uuid4())
-        await store.save(locked, booking, due_at(booking, policy))
-        lines = [effect for effect in decision.effects if isinstance(effect, Log)]
         policy_id = await keep(connection, policy)
-        await store.record(locked, booking.version, event, policy_id, lines)
-        await _perform(store, locked, booking, decision)
-        return replace(decision, booking=booking)
+        written = change_of(before, event, decision, locked.now, policy, policy_id, uuid4())
+        await store.write(locked, written)
+        return replace(decision, booking=written.booking)
 
 
 async def keep(connection: Connection, policy: Policy) -> UUID:
@@ -256,21 +257,6 @@ async def keep(connection: Connection, policy: Policy) -> UUID:
     policy_id, document = policy_row(policy)
     await connection.execute(SQL["keep_policy"], policy_id, document)
     return policy_id
-
-
-async def _perform(store: Store, locked: Locked, booking: Booking, decision: Decision) -> None:
-    for effect in decision.effects:
-        match effect:
-            case EndRound(outcome, status):
-                await store.end_round(locked, status, outcome)
-            case StartRound():
-                await store.start_round(locked, booking)
-            case Ask(mechanic_id, attempt):
-                await store.ask(locked, mechanic_id, 100, attempt)
-            case Answered(mechanic_id, answer, reason):
-                await store.answer(locked, mechanic_id, answer, reason)
-            case Log() | Refund() | Summon():
-                pass
 
 
 # --- lock barriers --------------------------------------------------------------------------------

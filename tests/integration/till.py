@@ -24,13 +24,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from dispatch import payments, sessions
+from dispatch.changes import change_of
 from dispatch.config import Config
-from dispatch.core.types import Routing
+from dispatch.core import lifecycle
+from dispatch.core.types import Open, Routing
 from dispatch.database import Pool, close_pool, open_pool
 from dispatch.errors import DispatchError
 from dispatch.outbox import Outbox
 from dispatch.payments import CheckoutQuery, Outcome
-from dispatch.sessions import IntakeForm
+from dispatch.sessions import IntakeForm, OpenAtOnce, Opening, Prospect
+from dispatch.store import Store
 from dispatch.stripe_client import StripeClient
 from dispatch.stripe_standin.delivery import signature_header
 from tests.integration.stripe_servers import Json, StandInClient, Webhook, serving, stand_in
@@ -43,11 +46,13 @@ PUBLIC_URL = "http://dispatch.example"
 @dataclass
 class Till:
     """The world of one test. Webhooks that arrive are kept in `got`; with `handling` they are
-    handled first, as by our endpoint, else that is left to the test."""
+    handled first, as by our endpoint, else that is left to the test. What is paid is opened with
+    `open_at_once`, if there is one, else later."""
 
     pool: Pool
     config: Config
     handling: bool = False
+    open_at_once: OpenAtOnce | None = None
     got: list[Webhook] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     stripe: StripeClient = field(init=False)
@@ -168,9 +173,21 @@ class Till:
 
     async def handle(self, hook: Webhook) -> Outcome:
         """What our endpoint does with a webhook."""
-        outcome = await payments.handle_webhook(self.pool, self.config, hook.raw, hook.signature)
+        outcome = await payments.handle_webhook(
+            self.pool, self.config, hook.raw, hook.signature, self.open_at_once
+        )
         self.outcomes.append(outcome)
         return outcome
+
+    async def decide_first_stage(self, prospect: Prospect) -> Opening:
+        """An `open_at_once`: as the dispatcher does it, where everybody is there."""
+        policy = self.config.policy()
+        made = lifecycle.made(prospect.wish, uuid4(), uuid4(), uuid4(), prospect.now, policy)
+        event = Open(favourite=prospect.favourite, preferred_online=True)
+        decision = lifecycle.decide(made, event, prospect.now, policy)
+        policy_id = await Store(self.pool).keep_policy(policy)
+        change = change_of(made, event, decision, prospect.now, policy, policy_id, uuid4())
+        return Opening(change.document(), prospect.entry(change.booking))
 
     async def deliver_again(self, hook: Webhook, times: int) -> list[int]:
         """Stripe delivers a webhook so often at once; what our endpoint answered to each."""
@@ -204,6 +221,11 @@ class Till:
             "SELECT type FROM session_events WHERE session_id = $1 ORDER BY id", session_id
         )
         return [row[0] for row in rows]
+
+    @property
+    def made(self) -> list[str]:
+        """How the history of what was paid here begins."""
+        return ["created"] if self.open_at_once is None else ["created", "opened"]
 
     # --- giving back
 
