@@ -48,6 +48,7 @@ def main() -> int:
         sockets=arguments.sockets or asked.sockets,
         rounds=arguments.rounds or asked.rounds,
         short=short,
+        peers=arguments.peers,
     )
     names = list(BENCHMARKS) if arguments.names in ([], ["all"]) else arguments.names
     failed = [name for name in names if not _run(name, options)]
@@ -101,6 +102,13 @@ def _arguments() -> argparse.Namespace:
         help="numbers of connections (default 1000,10000; short 1000)",
     )
     parser.add_argument("--rounds", type=int, help="medians of so many (default 5; short 3)")
+    parser.add_argument(
+        "--peers",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        metavar="TEXT[,TEXT…]",
+        help="only these servers of others, by parts of their names, such as `sansio,uWS`",
+    )
     parser.add_argument("--short", action="store_true", help="the short form of what is named")
     parser.add_argument("--write", action="store_true", help="goals: into docs/performance.md")
     return parser.parse_args()

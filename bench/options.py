@@ -9,11 +9,13 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Options:
     """`sockets` are the numbers of connections to try, where a benchmark has such; medians are
-    over `rounds`; `short` asks for a figure within a minute, by fewer cases."""
+    over `rounds`; `short` asks for a figure within a minute, by fewer cases. `peers` are parts of
+    the names of the servers of others that are wanted beside ours; empty means all there are."""
 
     sockets: tuple[int, ...]
     rounds: int
     short: bool
+    peers: tuple[str, ...] = ()
 
     @classmethod
     def long(cls) -> "Options":

@@ -37,32 +37,37 @@ CONTROL_SECONDS = 30.0
 
 
 def others(payload_bytes: int, options: Options, say: Say) -> list[Candidate]:
-    """All that are installed; for a short run only what most people would write."""
-    if options.short:
-        return [starlette(payload_bytes, "websockets-sansio")]
-    made: list[Candidate] = [
-        starlette(payload_bytes, "websockets-sansio"),
-        starlette(payload_bytes, "websockets"),
-    ]
-    for name, module in (("websockets", "broadcast()"), ("picows", "uvloop"), ("socketify", "uWS")):
+    """All that are installed, or those that are asked for; for a short run only what most people
+    would write."""
+    sansio = starlette(payload_bytes, "websockets-sansio")
+    if options.short and not options.peers:
+        return [sansio]
+    found = [sansio, starlette(payload_bytes, "websockets"), *_installed(payload_bytes, say)]
+    if not options.peers:
+        return found
+    return [one for one in found if any(part in one.name for part in options.peers)]
+
+
+def _installed(payload_bytes: int, say: Say) -> Iterator[Candidate]:
+    """What does not come with our own dependencies; says what is missing."""
+    for name, how in (("websockets", "broadcast()"), ("picows", "uvloop"), ("socketify", "uWS")):
         if _has_python(name):
-            made.append(_python_peer(name, module, payload_bytes))
+            yield _python_peer(name, how, payload_bytes)
         else:
             say(f"left out, not installed: {name} ({INSTALL})")
     for name, server in _node_peers(payload_bytes).items():
         if (NODE_MODULES / name).exists() and shutil.which("node"):
-            made.append(server)
+            yield server
         else:
             say(f"left out, not installed: {name} (Node 18 or newer, then {INSTALL})")
     if shutil.which("nginx") and NCHAN_MODULE.exists():
-        made.append(Nchan(payload_bytes))
+        yield Nchan(payload_bytes)
     else:
         say("left out, not installed: nchan (Debian: apt install nginx libnginx-mod-nchan)")
     if shutil.which("nats-server"):
-        made.append(Nats(payload_bytes))
+        yield Nats(payload_bytes)
     else:
         say("left out, not installed: NATS (Debian: apt install nats-server)")
-    return made
 
 
 def _has_python(package: str) -> bool:
