@@ -120,7 +120,8 @@ def measure(options: Options, say: Say) -> list[Growth]:
                 place.fetch("VACUUM ANALYZE")
                 waiting = case.board
             seen.append((case, _watch(place, case, count)))
-            say(f"{case}: {seen[-1][1].cpu_us:,.0f} µs a booking")
+            name = f"{case.mechanics:,} mechanics, {case.board:,} open, {case.nodes} nodes"
+            say(f"{name}: {seen[-1][1].cpu_us:,.0f} µs a booking")
     middle = statistics.mean(one.cpu_us for case, one in seen if case == MIDDLE)
     rows = [_row(case, one, middle) for case, one in seen]
     if not options.short:
