@@ -28,13 +28,14 @@ from dispatch.core.types import Booking, Candidate, RequestStatus, Role, Stage
 from dispatch.hints import Entry, Hint
 from dispatch.hub import Card, Group, Hub, OnlineMechanic, Socket
 from dispatch.protocol import (
-    Offer,
     OfferRevoked,
     OfferWon,
     RequestState,
     prepare,
+    text_message,
 )
 from dispatch.rides import Offering, Part, Revoking
+from dispatch.shared_offers import SharedOffers
 
 # Rules that anybody can read off the booking need no line per mechanic in the audit trail.
 _SELF_EVIDENT = frozenset({"not_favourite", "other_workshop"})
@@ -79,6 +80,8 @@ class Fanout:
         self._offerings: dict[UUID, Offering] = {}  # by request: those under way
         self._answering: dict[UUID, set[Socket]] = {}
         self._counts_changed: set[UUID] = set()
+        self._shown: dict[UUID, tuple[int, list[UUID]]] = {}  # to whom since they were counted
+        self._shared = SharedOffers(now)
         self._told: dict[UUID, tuple[int, int]] = {}  # the counts that customers here read last
 
     # --- a node that stood still
@@ -385,14 +388,13 @@ class Fanout:
         booking = entry.booking
         if booking.stage is None or self._exclusion(mechanic, booking) is not None:
             return
-        data = prepare(self.offer_for(mechanic, entry))
+        data = text_message(self.offer_for(mechanic, entry))
         self.note_shown(mechanic, entry)
         mechanic.send(data, 1, to)
 
-    def offer_for(self, mechanic: OnlineMechanic, entry: Entry) -> Offer:
-        """The card of an open booking as this mechanic sees it."""
-        terms = routing.terms(entry.booking, mechanic.candidate)
-        return frames.offer(entry, terms, self._now())
+    def offer_for(self, mechanic: OnlineMechanic, entry: Entry) -> bytes:
+        """The card of an open booking as this mechanic sees it, in JSON."""
+        return self._shared.json(entry, routing.terms(entry.booking, mechanic.candidate))
 
     def note_shown(self, mechanic: OnlineMechanic, entry: Entry) -> None:
         """A card went out, by itself or in a snapshot: count and record it."""
@@ -401,7 +403,11 @@ class Fanout:
         mechanic_id = mechanic.candidate.mechanic_id
         score = routing.terms(booking, mechanic.candidate).score
         self._audit.asked(booking, [mechanic_id], score, self._now())
-        self._count(booking, (mechanic_id,))
+        generation, shown_to = self._shown.get(booking.request_id, (0, []))
+        if generation != booking.generation:
+            shown_to = []
+            self._shown[booking.request_id] = (booking.generation, shown_to)
+        shown_to.append(mechanic_id)
 
     def _can_be_shown(self, mechanic: OnlineMechanic) -> bool:
         """Whether there can be anything for her at all, before every open booking is looked at."""
@@ -449,6 +455,7 @@ class Fanout:
         self._hub.send(entry.booking.customer_id, self.request_state(entry))
 
     def _counts(self, booking: Booking) -> tuple[int, int]:
+        self._count_shown(booking)
         return self._audience.notified(booking), self._audience.online(booking)
 
     def counts_changed(self, request_id: UUID) -> None:
@@ -462,6 +469,12 @@ class Fanout:
 
     def flush_counts(self) -> None:
         """Tells customers here the counts that changed; many changes become one frame."""
+        for request_id in list(self._shown):
+            shown = self._board.get(request_id)
+            if shown is None or shown.booking.status is not RequestStatus.PENDING:
+                del self._shown[request_id]
+            else:
+                self._count_shown(shown.booking)
         changed, self._counts_changed = self._counts_changed, set()
         for request_id in changed:
             entry = self._board.get(request_id)
@@ -481,6 +494,12 @@ class Fanout:
             for user_id in (booking.customer_id, booking.mechanic_id):
                 if user_id is not None:
                     self._hub.send(user_id, warning)
+
+    def _count_shown(self, booking: Booking) -> None:
+        """Counts who was shown the card one by one since the last time, if it is still the same."""
+        generation, shown_to = self._shown.pop(booking.request_id, (0, []))
+        if shown_to and generation == booking.generation:
+            self._count(booking, shown_to)
 
     def _count(self, booking: Booking, mechanic_ids: Iterable[UUID]) -> None:
         reach = self._audience.asked_here(booking, mechanic_ids)

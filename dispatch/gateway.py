@@ -10,10 +10,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Final, TypeVar, assert_never
+from typing import Final, TypeVar, assert_never, cast
 from uuid import UUID
 
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from dispatch import favorites, frames
 from dispatch.auth import Authenticator, Identity, judge
@@ -196,7 +196,7 @@ class Gateway:
         sessions = self._board.of_mechanic(connection.user_id)
         snapshot = MechanicSnapshot(
             available=mechanic.candidate.available,
-            offers=offers,
+            offers=cast(list[Offer], offers),  # that is what they are, encoded
             more_offers=bool(rest),
             sessions=[frames.session_state(entry, Role.MECHANIC, now) for entry in sessions],
         )
@@ -213,16 +213,16 @@ class Gateway:
             if not self._fanout.is_behind:
                 return arrivals
 
-    def _snapshot_offers(self, mechanic: OnlineMechanic, ranked: list[Entry]) -> list[Offer]:
+    def _snapshot_offers(self, mechanic: OnlineMechanic, ranked: list[Entry]) -> list[Raw]:
         """The first offers of a snapshot: at most 50, and no more than a frame may hold."""
-        offers: list[Offer] = []
+        offers: list[Raw] = []
         size = 0
         for entry in ranked[:SNAPSHOT_OFFERS]:
             offer = self._fanout.offer_for(mechanic, entry)
-            size += len(encode(offer)) + 1
+            size += len(offer) + 1
             if size > _LIST_BYTES:
                 break
-            offers.append(offer)
+            offers.append(Raw(offer))
             self._fanout.note_shown(mechanic, entry)
         return offers
 

@@ -435,10 +435,16 @@ def timestamp(moment: datetime) -> str:
 def prepare(frame: ServerFrame) -> bytes:
     """A server frame as the bytes of one unmasked websocket text message, ready to be written.
 
-    Encoded once, the same bytes object is written to every socket that gets this frame
-    (RFC 6455, 5.2: FIN and opcode 1, then the length in its shortest form).
+    Encoded once, the same bytes object is written to every socket that gets this frame.
     """
-    payload = encode(frame)
+    return text_message(encode(frame))
+
+
+def text_message(payload: bytes) -> bytes:
+    """The same for a frame that is encoded already.
+
+    RFC 6455, 5.2: FIN and opcode 1, then the length in its shortest form.
+    """
     size = len(payload)
     if size < 126:
         return b"\x81" + size.to_bytes(1, "big") + payload
