@@ -950,7 +950,9 @@ CREATE TRIGGER session_free_seat
 CREATE FUNCTION session_request_populate_workshop() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     NEW.workshop_id := (SELECT m.workshop_id FROM mechanics m WHERE m.id = NEW.mechanic_id);
-    UPDATE sessions SET workshop_id = NEW.workshop_id WHERE id = NEW.session_id;
+    -- Whoever has written it there already is spared a second version of that row.
+    UPDATE sessions SET workshop_id = NEW.workshop_id
+     WHERE id = NEW.session_id AND workshop_id IS DISTINCT FROM NEW.workshop_id;
     RETURN NEW;
 END $$;
 CREATE TRIGGER session_request_populate_workshop
@@ -970,7 +972,7 @@ CREATE FUNCTION accept_offer(
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
-    round_    session_assignments;
+    round_    session_assignments;  -- read where it is not the request's present one, or is over
     r         session_requests;
     m         candidates;
     prior     accepts;
@@ -978,15 +980,22 @@ DECLARE
     v_now     timestamptz;
     v_current boolean;  -- whether it is the request's present round
 BEGIN
-    SELECT * INTO round_ FROM session_assignments a WHERE a.offer_id = p_offer_id;
+    SELECT * INTO r FROM session_requests q WHERE q.offer_id = p_offer_id FOR UPDATE;
     IF NOT FOUND THEN
-        RETURN QUERY SELECT 'lost', 'not_found', NULL::uuid, NULL::uuid, NULL::json;
-        RETURN;
+        SELECT q.* INTO r FROM session_assignments a JOIN session_requests q ON q.id = a.request_id
+         WHERE a.offer_id = p_offer_id FOR UPDATE OF q;
+        IF NOT FOUND THEN
+            RETURN QUERY SELECT 'lost', 'not_found', NULL::uuid, NULL::uuid, NULL::json;
+            RETURN;
+        END IF;
     END IF;
-    SELECT * INTO r FROM session_requests WHERE id = round_.request_id FOR UPDATE;
     -- Before the verdicts are read: the same accept_id may be judged for another round now.
     PERFORM 1 FROM mechanics WHERE id = p_mechanic_id FOR NO KEY UPDATE;
     v_now := dispatch_now();
+    v_current := r.offer_id = p_offer_id;
+    IF NOT v_current OR r.status <> 'pending' THEN
+        SELECT * INTO round_ FROM session_assignments a WHERE a.offer_id = p_offer_id;
+    END IF;
 
     SELECT * INTO prior FROM accepts a
      WHERE a.mechanic_id = p_mechanic_id AND a.accept_id = p_accept_id;
@@ -1007,9 +1016,7 @@ BEGIN
     verdict := 'lost';
     request_id := r.id;
     session_id := r.session_id;
-    SELECT * INTO round_ FROM session_assignments a WHERE a.offer_id = p_offer_id;
     SELECT * INTO m FROM candidates c WHERE c.mechanic_id = p_mechanic_id;
-    v_current := r.offer_id = p_offer_id;
 
     IF v_current AND r.mechanic_id = p_mechanic_id THEN
         verdict := 'won';
@@ -1039,15 +1046,15 @@ BEGIN
                               AND s.mechanic_slot = n AND s.status IN ('accepted', 'active'));
         verdict := 'won';
         reason := NULL;
+        UPDATE sessions s
+           SET status = 'accepted', mechanic_id = p_mechanic_id, mechanic_slot = v_slot,
+               workshop_id = m.workshop_id, join_by = v_now + p_join, version = r.version + 1
+         WHERE s.id = r.session_id;
         UPDATE session_requests q
            SET status = 'accepted', stage = NULL, stage_ends_at = NULL, next_attempt_at = NULL,
                mechanic_id = p_mechanic_id, accept_id = p_accept_id, accepted_at = v_now,
                version = q.version + 1, due_at = v_now + p_join, message = p_message
          WHERE q.id = r.id;
-        UPDATE sessions s
-           SET status = 'accepted', mechanic_id = p_mechanic_id, mechanic_slot = v_slot,
-               join_by = v_now + p_join, version = r.version + 1
-         WHERE s.id = r.session_id;
         INSERT INTO session_participants (session_id, user_id, role)
         VALUES (r.session_id, p_mechanic_id, 'mechanic');
         UPDATE session_assignments a
@@ -1065,11 +1072,11 @@ BEGIN
 
     IF m.mechanic_id IS NOT NULL THEN  -- also `not_found`: lost stays lost for an accept_id
         INSERT INTO accepts VALUES (p_mechanic_id, p_accept_id, p_offer_id, r.id, r.session_id,
-                                    round_.generation, verdict, reason, v_now);
+                                    coalesce(round_.generation, r.generation), verdict, reason, v_now);
     END IF;
     IF coalesce(reason, '') <> 'not_found' THEN
         INSERT INTO offers AS o (request_id, generation, mechanic_id, status, stage, answered_at, reason)
-        VALUES (r.id, round_.generation, p_mechanic_id,
+        VALUES (r.id, coalesce(round_.generation, r.generation), p_mechanic_id,
                 CASE verdict WHEN 'won' THEN 'accepted' ELSE 'revoked' END, r.stage, v_now, reason)
         ON CONFLICT ON CONSTRAINT offers_pkey DO UPDATE
            SET status = excluded.status, answered_at = excluded.answered_at, reason = excluded.reason
