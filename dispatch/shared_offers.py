@@ -5,9 +5,8 @@ shown the same cards on the same terms, and making one costs more than sending i
 `core`, `frames`, `hints` and `protocol`; no I/O. Time is read through what it is given.
 """
 
-import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -17,7 +16,7 @@ from dispatch.hints import Entry
 from dispatch.protocol import encode
 
 # An offer says what time it is, for a client to set its clock by: no more late than this.
-MOMENT_SECONDS: Final = 0.05
+MOMENT: Final = timedelta(milliseconds=50)
 
 
 class SharedOffers:
@@ -26,17 +25,17 @@ class SharedOffers:
     def __init__(self, now: Callable[[], datetime]) -> None:
         """`now` is the database's time, which the offers say."""
         self._now = now
-        self._since = 0.0
+        self._since = datetime.min.replace(tzinfo=UTC)
         self._made: dict[tuple[UUID, Terms], tuple[Entry, bytes]] = {}
 
     def json(self, entry: Entry, terms: Terms) -> bytes:
         """The offer of this very entry for everybody with these terms."""
-        moment = time.monotonic()
-        if moment - self._since > MOMENT_SECONDS:
+        now = self._now()
+        if abs(now - self._since) > MOMENT:  # the clock may be corrected backwards
             self._made.clear()
-            self._since = moment
+            self._since = now
         key = (entry.booking.request_id, terms)
         made = self._made.get(key)
         if made is None or made[0] is not entry:
-            made = self._made[key] = (entry, encode(frames.offer(entry, terms, self._now())))
+            made = self._made[key] = (entry, encode(frames.offer(entry, terms, now)))
         return made[1]
