@@ -58,14 +58,14 @@ class Wheel(Generic[Member]):
             if member in slot:
                 slot.remove(member)
                 self._members -= 1
-        if self._members == 0 and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     def _wind(self) -> None:
         self._timer = self._loop.call_later(self._period_seconds / SLOTS, self._tick)
 
     def _tick(self) -> None:
+        if self._members == 0:  # only now: a timer each for those who come alone would cost more
+            self._timer = None
+            return
         loop_now = self._loop.time()
         self.now += min(loop_now - self._ticked_at, self._period_seconds)
         self._ticked_at = loop_now
