@@ -31,6 +31,7 @@ ACCEPTS = 100  # a phase
 PHASE_SECONDS = 3.0
 OFFER_SECONDS = 20.0
 SETTLE_SECONDS = 5.0
+CALM_SECONDS = 2.0  # after broadcasts: their trail is still to be written
 BACKGROUND_NICENESS = 10
 REVOKED_MARKER = '"type":"offer.revoked"'
 
@@ -111,6 +112,7 @@ def measure(options: Options, say: Say) -> list[Hold]:
             for number in range(options.rounds + 1):  # the first one warms up
                 for phases in (idle, busy):
                     seen = phases if number else Phases()
+                    time.sleep(CALM_SECONDS if phases is idle else 0)
                     with broadcasts.running(seen) if phases is busy else contextlib.nullcontext():
                         _phase(place, prober, sockets, seen)
     rows = [_row("nothing else", sockets, idle, idle)]
