@@ -107,6 +107,7 @@ async def site(**limits: Any) -> AsyncIterator[Site]:
         pass
 
     Limited.limits = Limits(**patient | {"linger_seconds": 0.2} | limits)
+
     class Entrance(Lobby):
         __slots__ = ()
         http = Limited
@@ -176,6 +177,18 @@ async def test_blank_lines_before_a_head_buy_no_time() -> None:
 
         assert await is_refused(client, 408, "too_slow")
         dripping.cancel()
+
+
+async def test_who_begins_late_has_only_the_time_that_is_left() -> None:
+    async with site(head_seconds=0.5) as served:
+        client = await served.raw()
+        await eventually(lambda: served.connections)
+        came_at = served.wheel.now
+        await turned(served, 0.4)
+        client.write(b"\r\n")
+
+        assert await is_refused(client, 408, "too_slow")
+        assert served.wheel.now - came_at < 0.8
 
 
 async def test_a_connection_is_kept_for_the_next_request_but_not_for_ever() -> None:
