@@ -13,7 +13,7 @@ from uuid import UUID
 from msgspec import Struct
 
 from dispatch.core.lifecycle import LIVE
-from dispatch.core.types import Booking, RequestStatus
+from dispatch.core.types import Booking, RequestStatus, Stage
 from dispatch.hints import Entry
 
 K = TypeVar("K")
@@ -38,13 +38,15 @@ class EndedRound(Struct, frozen=True):
 
 
 class Board:
-    """Live bookings by id, by customer and by mechanic; the open ones apart."""
+    """Live bookings by id, by customer and by mechanic; the open ones apart, and of these the ones
+    that wait for a favourite by her."""
 
     def __init__(self) -> None:
         self._live: dict[UUID, Entry] = {}
         self._open: dict[UUID, Entry] = {}
         self._by_customer: defaultdict[UUID, set[UUID]] = defaultdict(set)
         self._by_mechanic: defaultdict[UUID, set[UUID]] = defaultdict(set)
+        self._by_favourite: defaultdict[UUID, set[UUID]] = defaultdict(set)
         self._rounds: dict[UUID, UUID] = {}
         self._ended_rounds: dict[UUID, EndedRound] = {}
         self._ends: dict[UUID, Entry] = {}
@@ -93,6 +95,10 @@ class Board:
         """The accepted bookings of a mechanic: as many as she is busy with."""
         return [self._live[each] for each in self._by_mechanic.get(mechanic_id, ())]
 
+    def waiting_for(self, mechanic_id: UUID) -> list[Entry]:
+        """The open bookings that nobody but this mechanic is asked about now."""
+        return [self._live[each] for each in self._by_favourite.get(mechanic_id, ())]
+
     def live_sessions(self, mechanic_id: UUID) -> int:
         """How many sessions a mechanic is busy with."""
         return len(self._by_mechanic.get(mechanic_id, ()))
@@ -122,6 +128,8 @@ class Board:
             self._by_mechanic[booking.mechanic_id].add(booking.request_id)
         if booking.stage is not None:
             self._open[booking.request_id] = entry
+        if booking.stage is Stage.PRIORITY and booking.preferred_mechanic_id is not None:
+            self._by_favourite[booking.preferred_mechanic_id].add(booking.request_id)
 
     def _unlink(self, booking: Booking) -> None:
         key = booking.request_id
@@ -131,6 +139,8 @@ class Board:
         _discard(self._by_customer, booking.customer_id, key)
         if booking.mechanic_id is not None:
             _discard(self._by_mechanic, booking.mechanic_id, key)
+        if booking.preferred_mechanic_id is not None:
+            _discard(self._by_favourite, booking.preferred_mechanic_id, key)
 
     def _remember_round(self, before: Entry | None, after: Booking) -> None:
         offered = before.booking if before is not None and before.booking.stage else None

@@ -246,15 +246,22 @@ class Dispatcher:
         was meant, it answers by itself; in every other case Postgres judges.
         """
         started_at = time.perf_counter()
-        answer = await self._judge(mechanic_id, offer_id, accept_id)
-        self._metrics.accept(answer.reason or "won", time.perf_counter() - started_at)
+        answer = self.lost(mechanic_id, offer_id)
+        if answer is None:
+            answer = await self._judge(mechanic_id, offer_id, accept_id)
+            self._metrics.accept(answer.reason or "won", time.perf_counter() - started_at)
         return answer
 
+    def lost(self, mechanic_id: UUID, offer_id: UUID) -> Answer | None:
+        """The answer where this node knows it by itself; None where Postgres must judge."""
+        offered = self._lost_for_certain(mechanic_id, offer_id)
+        if offered is None:
+            return None
+        self._audit.lost(offered, mechanic_id)
+        self._metrics.accept("taken", 0.0)
+        return Answer(reason="taken")
+
     async def _judge(self, mechanic_id: UUID, offer_id: UUID, accept_id: UUID) -> Answer:
-        lost = self._lost_for_certain(mechanic_id, offer_id)
-        if lost is not None:
-            self._audit.lost(lost, mechanic_id)
-            return Answer(reason="taken")
         try:
             verdict = await self._store.accept(
                 offer_id,
@@ -287,10 +294,8 @@ class Dispatcher:
 
     def _release_other_favourites(self, mechanic_id: UUID) -> None:
         """Whoever waits for her by name must not wait any longer (F4)."""
-        for entry in self._board.open_entries():
-            booking = entry.booking
-            if booking.stage is Stage.PRIORITY and booking.preferred_mechanic_id == mechanic_id:
-                self._timer_fired(booking.request_id)
+        for entry in self._board.waiting_for(mechanic_id):
+            self._timer_fired(entry.booking.request_id)
 
     async def decline(self, mechanic_id: UUID, offer_id: UUID, reason: str | None) -> None:
         """She does not want this round; a favourite's decline falls back at once (F4)."""

@@ -361,6 +361,16 @@ class Gateway:
 
     # --- frames
 
+    def handled(self, connection: Connection, frame: AnyClientFrame) -> bool:
+        """An accept that is lost by what the board knows is answered without waiting for a turn."""
+        if not isinstance(frame, OfferAccept):
+            return False
+        answer = self._dispatcher.lost(connection.user_id, frame.offer_id)
+        if answer is None:
+            return False
+        connection.send_frame(_verdict(frame, answer))
+        return True
+
     async def received(self, connection: Connection, frame: AnyClientFrame) -> None:
         """Handles one frame that this role may send, and answers it."""
         answer = await self._handle(connection, frame)

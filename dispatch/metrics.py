@@ -5,6 +5,7 @@ carries the node's id, because a scrape reaches one worker of several.
 """
 
 from collections.abc import Callable
+from typing import Any
 from uuid import UUID
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -17,6 +18,7 @@ class Metrics:
 
     def __init__(self, node_id: UUID) -> None:
         self._registry = CollectorRegistry()
+        self._children: dict[tuple[Counter | Histogram, str], Any] = {}
         self._node = str(node_id)
         self._accepts = Counter(
             "dispatch_accepts_total",
@@ -55,20 +57,27 @@ class Metrics:
 
     def step(self, step: str, seconds: float) -> None:
         """A booking came one step further."""
-        self._steps.labels(self._node, step).observe(seconds)
+        self._child(self._steps, step).observe(seconds)
 
     def accept(self, verdict: str, seconds: float) -> None:
         """A mechanic's accept was answered: `won`, or the reason of the loss."""
-        self._accepts.labels(self._node, verdict).inc()
+        self._child(self._accepts, verdict).inc()
         self._accept_seconds.observe(seconds)
 
     def webhook(self, outcome: str) -> None:
         """A webhook was handled."""
-        self._webhooks.labels(self._node, outcome).inc()
+        self._child(self._webhooks, outcome).inc()
 
     def change(self, status: str) -> None:
         """A change of a booking was committed here."""
-        self._changes.labels(self._node, status).inc()
+        self._child(self._changes, status).inc()
+
+    def _child(self, metric: Counter | Histogram, label: str) -> Any:
+        """Looked up once: finding a child by its labels costs more than counting with it."""
+        child = self._children.get((metric, label))
+        if child is None:
+            child = self._children[metric, label] = metric.labels(self._node, label)
+        return child
 
     def watch(self, name: str, description: str, read: Callable[[], float]) -> None:
         """A gauge that is read when somebody asks."""

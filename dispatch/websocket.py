@@ -62,6 +62,10 @@ class Gateway(Door, Protocol):
     async def connected(self, connection: "Connection", device: str | None) -> None:
         """Register the connection, then send it its `welcome`; its frames come afterwards."""
 
+    def handled(self, connection: "Connection", frame: AnyClientFrame) -> bool:
+        """Handle a frame, and answer it, if that needs nobody else; False where it is to be
+        `received`. The same holds of it as of `received`."""
+
     async def received(self, connection: "Connection", frame: AnyClientFrame) -> None:
         """Handle one frame that this role may send; one at a time and in order.
 
@@ -268,7 +272,7 @@ class Connection(Socket):
             message = "this connection has its welcome"
             self.send_frame(Error(re=item.id, code=ErrorCode.BAD_FRAME, message=message))
         else:
-            return False
+            return self._gateway.handled(self, item)
         return True
 
     async def _welcome(self, hello: Hello) -> bool:

@@ -89,6 +89,9 @@ class StandIn:
             message({"type": "welcome", "connection_id": str(connection.connection_id)})
         )
 
+    def handled(self, connection: Connection, frame: AnyClientFrame) -> bool:
+        return False
+
     async def received(self, connection: Connection, frame: AnyClientFrame) -> None:
         if self.on_received is not None:
             await self.on_received(connection, frame)
