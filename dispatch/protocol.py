@@ -429,7 +429,9 @@ def encode(frame: Struct) -> bytes:
 
 def timestamp(moment: datetime) -> str:
     """RFC 3339 in UTC with milliseconds: `2026-11-20T09:30:00.125Z`."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if moment.tzinfo is not UTC:
+        moment = moment.astimezone(UTC)
+    return moment.isoformat(timespec="milliseconds")[: -len("+00:00")] + "Z"
 
 
 def prepare(frame: ServerFrame) -> bytes:

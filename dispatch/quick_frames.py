@@ -7,7 +7,7 @@ grammar of websockets reads it from there: a property test holds the two togethe
 than 1 µs where the grammar costs 6, and a socket whose peer is ordinary needs no grammar at all.
 """
 
-from typing import Final, NamedTuple
+from typing import Final
 
 try:
     from websockets.speedups import apply_mask
@@ -23,18 +23,13 @@ _SMALL: Final = 125  # the longest payload whose length is in the second byte
 _IN_TWO_BYTES: Final = 126
 
 
-class Quick(NamedTuple):
-    """One frame: its first byte, its payload without the mask, and where the next one begins."""
+def read(data: bytes, at: int) -> tuple[int, bytes, int] | None:
+    """The ordinary frame that begins at `at`; None when it is not ordinary or not whole.
 
-    kind: int
-    payload: bytes
-    end: int
-
-
-def read(data: bytes, at: int) -> Quick | None:
-    """The ordinary frame that begins at `at`; None when it is not ordinary or not whole."""
-    left = len(data) - at
-    if left < 6:
+    It is given as its first byte, its payload without the mask, and where the next one begins.
+    """
+    size = len(data)
+    if size - at < 6:
         return None
     kind, length, head = data[at], data[at + 1] - _MASKED, at + 2
     if kind == TEXT:
@@ -46,9 +41,9 @@ def read(data: bytes, at: int) -> Quick | None:
         return None
     begin = head + 4
     end = begin + length
-    if end > len(data):
+    if end > size:
         return None
-    return Quick(kind, bytes(apply_mask(data[begin:end], data[head:begin])), end)
+    return kind, apply_mask(data[begin:end], data[head:begin]), end
 
 
 def pong(payload: bytes) -> bytes:

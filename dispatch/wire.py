@@ -330,8 +330,8 @@ class Socket(asyncio.Protocol, ABC):
         if not self.is_open:
             self._open(data)
             return
-        begin = self._read_quickly(data)
-        for start in range(begin, len(data), _SLICE_BYTES):
+        read = self._read_quickly(data)
+        for start in range(read, len(data), _SLICE_BYTES):
             self._feed(data[start : start + _SLICE_BYTES])
 
     # --- the handshake ----------------------------------------------------------------------------
@@ -392,8 +392,8 @@ class Socket(asyncio.Protocol, ABC):
 
     def _read_quickly(self, data: bytes) -> int:
         """Handle the ordinary frames at the beginning; gives where the grammar must take over."""
-        at = 0
-        while not self.closing and (self._grammar is None or self._grammar.is_idle):
+        at, size = 0, len(data)
+        while at < size and not self.closing and (self._grammar is None or self._grammar.is_idle):
             frame = quick_frames.read(data, at)
             if frame is None:
                 break
