@@ -126,6 +126,20 @@ def test_a_round_whose_accept_was_missed_has_no_known_winner() -> None:
     assert board.in_round(reopened.booking.offer_id) == reopened
 
 
+def test_who_waits_for_a_favourite_is_found_by_her_while_nobody_else_is_asked() -> None:
+    board, favourite_id = Board(), uuid4()
+    waiting = an_open_one(preferred_mechanic_id=favourite_id, stage=Stage.PRIORITY)
+    of_another = an_open_one(preferred_mechanic_id=uuid4(), stage=Stage.PRIORITY)
+    for each in (waiting, of_another):
+        board.put(each)
+    assert board.waiting_for(favourite_id) == [waiting]
+
+    asked_all = replace(waiting.booking, version=waiting.booking.version + 1, stage=Stage.OPEN)
+    board.put(replace(waiting, booking=asked_all))
+
+    assert board.waiting_for(favourite_id) == []
+
+
 def test_differences_name_what_is_missing_older_or_gone() -> None:
     board = Board()
     same, older, gone = an_open_one(), an_open_one(), an_open_one()
