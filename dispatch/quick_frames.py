@@ -3,8 +3,8 @@
 Its one job: read the frames that clients really send, whole and one after the other: a text message
 in one frame, a ping, a pong. May import websockets' masking; no I/O, no state. Whatever else comes
 (a fragment, a close, binary, a frame that is not whole or not right) it *declines*, and the
-grammar of websockets reads it from there: a property test holds the two together. It costs less
-than 1 µs where the grammar costs 6, and a socket whose peer is ordinary needs no grammar at all.
+grammar of websockets reads it from there: a property test holds the two together. It takes 0.4
+µs where the grammar takes 3.5, and a socket whose peer is ordinary needs no grammar (2 KiB) at all.
 """
 
 from typing import Final

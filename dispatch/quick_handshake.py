@@ -7,7 +7,8 @@ into the answer that opens the websocket. May import `handshake` (the shape of w
 It never refuses. Whatever is not ordinary it *declines*: a query, a header twice, anything that
 changes how HTTP is read, an odd spelling. uvicorn's parser and websockets' grammar then read the
 same bytes, and theirs is the last word. So it may be narrow, but must never be more generous than
-they are: a property test holds it to that. It costs 8 µs where those two cost 150.
+they are: a property test holds it to that. It takes 7 µs, the
+grammar alone 42, and with all that is made for those two a connect costs 240 µs more.
 """
 
 import base64
