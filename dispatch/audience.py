@@ -3,9 +3,7 @@
 One job: add up what the nodes say of themselves, so that a customer reads "4 notified, 7 online".
 A mechanic with devices on several nodes counts once: each node tells by name those who are on
 another one too (and everybody while they are few), and how many more there are.
-Counts inform, they decide nothing; whom this node itself has asked is exact and is kept as long as
-the booking lives, so that its end finds everybody who holds a card. No I/O; imports `core`, `board`
-and `hints`. Time is passed in (monotonic seconds).
+Counts inform, they decide nothing. No I/O; imports `core`, `board` and `hints`. Time is passed in (monotonic seconds).
 """
 
 from collections import Counter
@@ -61,11 +59,6 @@ class Audience:
         )
         self.hear_reach(reach)
         return reach
-
-    def asked_by_us(self, booking: Booking) -> frozenset[UUID]:
-        """Whom this node has asked in the booking's round."""
-        generation, asked = self._asked_here.get(booking.request_id, (0, set()))
-        return frozenset(asked) if generation == booking.generation else frozenset()
 
     def reaches_here(self) -> list[Reach]:
         """What this node says of the bookings that live, as of now."""

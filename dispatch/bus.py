@@ -36,6 +36,9 @@ COMPLAINT_SECONDS: Final = 60.0
 log = logging.getLogger(__name__)
 
 
+_HEAD_BYTES: Final = 64  # of an envelope: the sender's id is in it
+
+
 class Bus:
     """This node's end of the channel `dispatch:{namespace}:hints`.
 
@@ -58,6 +61,7 @@ class Bus:
         self._resync = resync
         self._mouth = Link(redis_url)
         self._ear = Link(redis_url)
+        self._name = encode(node_id)  # as it stands at the beginning of what we said ourselves
         self._buffer: deque[Hint] = deque(maxlen=BUFFERED_HINTS)
         self._something_to_say = asyncio.Event()
         self._seq = 0
@@ -181,13 +185,13 @@ class Bus:
                 self._open_envelope(message[2])
 
     def _open_envelope(self, data: bytes) -> None:
+        if self._name in data[:_HEAD_BYTES]:  # what we said ourselves is not decoded
+            self._hear_ourselves()
+            return
         try:
             envelope = decode(data)
         except msgspec.DecodeError as error:
             self._complain(error)
-            return
-        if envelope.node_id == self._node_id:
-            self._hear_ourselves()
             return
         if self._is_gap(envelope):
             self._resync()
