@@ -3,7 +3,8 @@
 One job: add up what the nodes say of themselves, so that a customer reads "4 notified, 7 online".
 A mechanic with devices on several nodes counts once: each node tells by name those who are on
 another one too (and everybody while they are few), and how many more there are.
-Counts inform, they decide nothing. No I/O; imports `core`, `board` and `hints`. Time is passed in (monotonic seconds).
+Counts inform, they decide nothing. No I/O; imports `core`, `board` and `hints`. Time is passed in
+(monotonic seconds).
 """
 
 from collections import Counter

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 
 from dispatch.hub import Letter, deliver
 
-SLICE: Final = 256  # people a turn who are written to: one or two milliseconds
+SLICE: Final = 128  # people a turn who are written to: a millisecond or less
 AT_ONCE: Final = 64  # people to whom something is written whoever else is under way
 SEATS: Final = 32  # rides that go past one part together
 FREE: Final = 4  # letters in one write that cost as much as the write itself
