@@ -11,8 +11,8 @@ from typing import Final, Generic, TypeVar
 
 Member = TypeVar("Member")
 
-# A slice of 10,000 is looked at, and pinged when all came at once, in a millisecond or two. Prime, as
-# objects lie in memory at even distances, and their hashes are their places.
+# A slice of 10,000 is looked at, and pinged when all came at once, in a millisecond or two. Prime,
+# because objects lie in memory at even distances, and their hashes are their places.
 SLOTS: Final = 61
 
 
