@@ -119,7 +119,7 @@ UPDATE payments SET status = 'refunded', payment_intent = coalesce(payment_inten
 -- who looks after that time. Each claim counts as an attempt.
 UPDATE outbox SET attempts = attempts + 1, next_try_at = dispatch_now() + $3
  WHERE id IN (SELECT id FROM outbox
-               WHERE done_at IS NULL AND failed_at IS NULL AND next_try_at <= dispatch_now()
+               WHERE done_at IS NULL AND failed_at IS NULL AND next_try_at <= (SELECT dispatch_now())
                  AND kind = ANY ($1)
                ORDER BY next_try_at LIMIT $2 FOR UPDATE SKIP LOCKED)
 RETURNING id, kind, idempotency_key, payload, attempts
