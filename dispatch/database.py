@@ -45,6 +45,7 @@ async def open_pool(database_url: str, size: int = POOL_SIZE) -> Pool:
             max_size=size,
             command_timeout=COMMAND_SECONDS,
             timeout=5.0,
+            max_inactive_connection_lifetime=0,  # else a timer each time that one is used
             reset=_nothing_to_reset,
             server_settings={
                 "timezone": "UTC",

@@ -138,6 +138,27 @@ async def test_what_is_published_in_one_tick_is_one_message(
     assert envelope.node_id == node.node_id
 
 
+async def test_who_speaks_again_at_once_waits_for_those_who_follow(
+    redis_url: str, namespace: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dispatch.bus.PACE_SECONDS", 0.5)
+    heard: list[list[Hint]] = []
+    here, there = connect(redis_url, namespace), connect(redis_url, namespace)
+    there.bus._receive = heard.append
+    for node in (here, there):
+        await node.hears_itself()
+    first, *rest = hints(10)
+
+    here.bus.publish(first)
+    await eventually(lambda: heard)
+    for hint in rest:
+        here.bus.publish(hint)
+        await asyncio.sleep(0)
+    await eventually(lambda: len(heard) > 1)
+
+    assert heard == [[first], rest]
+
+
 async def test_a_gap_in_another_nodes_numbers_asks_for_a_resync(
     redis_url: str, namespace: str, connect: Connect
 ) -> None:
