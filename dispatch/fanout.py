@@ -217,8 +217,10 @@ class Fanout:
         if not parts:
             self._audit.asked(booking, [], 0, now)
             return
+        card = self._card_of(booking)
+        card.edition += 1
         offering = self._offerings[booking.request_id] = Offering(
-            self._card_of(booking),
+            card,
             parts,
             prepare=lambda terms: prepare(frames.offer(change.after, terms, now)),
             asked=lambda ids, score: self._audit.asked(booking, ids, score, self._now()),
@@ -274,7 +276,12 @@ class Fanout:
     def _holds(self, mechanic: OnlineMechanic, booking: Booking) -> bool:
         """Whether she is shown the card of the booking's present round."""
         card = self._cards.get(booking.request_id)
-        return card is not None and card.offer_id == booking.offer_id and card in mechanic.cards
+        return card is not None and card in mechanic.cards
+
+    def _has_edition(self, mechanic: OnlineMechanic, booking: Booking) -> bool:
+        """Whether it is the one of the present stage, which may still be on its way to her."""
+        card = self._cards.get(booking.request_id)
+        return card is not None and mechanic.cards.get(card) == card.edition
 
     def _offered(self, booking: Booking, asked: list[UUID]) -> None:
         """Everybody here who may have it was written to, or the stage was over before."""
@@ -345,7 +352,7 @@ class Fanout:
         missing = [
             entry
             for entry in (self.ranked(mechanic) if self._can_be_shown(mechanic) else ())
-            if not self._holds(mechanic, entry.booking)
+            if not self._has_edition(mechanic, entry.booking)
             or routing.terms(entry.booking, before) != routing.terms(entry.booking, candidate)
         ]
         if len(missing) > AT_ONCE:

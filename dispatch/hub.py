@@ -44,19 +44,23 @@ class Socket(Protocol):
 
 
 class Card:
-    """One round of a booking as mechanics here are shown it; `holders` have it on their screens."""
+    """One round of a booking as mechanics here are shown it; `holders` have it on their screens.
 
-    __slots__ = ("holders", "offer_id", "request_id")
+    `edition` is raised whenever all are to be shown it anew, in another stage.
+    """
+
+    __slots__ = ("edition", "holders", "offer_id", "request_id")
 
     def __init__(self, request_id: UUID, offer_id: UUID) -> None:
         self.request_id = request_id
         self.offer_id = offer_id
+        self.edition = 0
         self.holders: set[OnlineMechanic] = set()
 
     def hand_out(self, mechanics: "Sequence[OnlineMechanic]") -> None:
         """These mechanics hold it from now on."""
         for mechanic in mechanics:
-            mechanic.cards[self] = None
+            mechanic.cards[self] = self.edition
         self.holders.update(mechanics)
 
 
@@ -82,8 +86,9 @@ class Group:
 class OnlineMechanic:
     """A mechanic with at least one socket here: her facts, her sockets, the cards she is shown.
 
-    `seen` maps a request to the round and stage in which she looked at it, `ruled_out` one to the
-    round and stage that she may not have, and why.
+    `cards` maps those that she holds to the edition she has, `seen` a request to the round and
+    stage in which she looked at it, `ruled_out` one to the round and stage that she may not have,
+    and why.
     """
 
     __slots__ = ("candidate", "cards", "changed_at", "group", "ruled_out", "seen", "sockets")
@@ -94,7 +99,7 @@ class OnlineMechanic:
         self.candidate = candidate
         self.changed_at = changed_at
         self.sockets: tuple[Socket, ...] = ()
-        self.cards: dict[Card, None] = {}
+        self.cards: dict[Card, int] = {}
         self.seen: dict[UUID, tuple[UUID, Stage]] = {}
         self.ruled_out: dict[UUID, tuple[UUID, Stage, str]] = {}
 
