@@ -288,6 +288,20 @@ Broadcasts.TestCase.settings = settings(max_examples=150, stateful_step_count=40
 TestBroadcasts = Broadcasts.TestCase
 
 
+def test_who_changes_while_a_new_stage_is_on_its_way_is_shown_it() -> None:
+    city = Broadcasts()
+    for _ in range(9):
+        city.come(NORTH, True)
+    city.book(Routing.HYBRID)
+    city.settle()
+
+    city.widen(0)
+    for number in range(9):
+        city.change(number, True, NORTH)
+
+    city.teardown()  # everybody sees what she may have, in its present stage
+
+
 # --- the carousel by itself -----------------------------------------------------------------------
 
 
