@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec.structs import replace
 
 from dispatch import carousel, hub
@@ -260,7 +260,6 @@ class Broadcasts(RuleBasedStateMachine):
                 if what in OVER:
                     ended.add(offer_id)
 
-    @precondition(lambda self: self.fanout.is_writing)
     @rule()
     def settle(self) -> None:
         """When all is written, everybody sees exactly what she may have, as it is now."""
