@@ -63,6 +63,14 @@ class Card:
             mechanic.cards[self] = self.edition
         self.holders.update(mechanics)
 
+    def take_back(self, mechanics: "Sequence[OnlineMechanic]") -> "list[OnlineMechanic]":
+        """These mechanics hold it no longer; those of them who did."""
+        had = [mechanic for mechanic in mechanics if self in mechanic.cards]
+        for mechanic in had:
+            del mechanic.cards[self]
+        self.holders.difference_update(had)
+        return had
+
 
 class Group:
     """Some mechanics whom routing cannot tell apart, unless by their names or their workshop's.
@@ -109,11 +117,7 @@ class OnlineMechanic:
 
     def lose(self, card: Card) -> bool:
         """She has it no longer; False when she did not have it."""
-        if card not in self.cards:
-            return False
-        del self.cards[card]
-        card.holders.discard(self)
-        return True
+        return bool(card.take_back((self,)))
 
     def send(self, data: bytes, offers: int = 0, to: "Iterable[Socket] | None" = None) -> None:
         """Writes prepared bytes to every device, or to these; so many offers are in them."""

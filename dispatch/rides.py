@@ -62,7 +62,9 @@ class Offering:
         data = self._prepared.get(part.terms)
         if data is None:
             data = self._prepared[part.terms] = self._prepare(part.terms)
-        here = [each for each in part.members if each.sockets and each not in self._passed_by]
+        here = [each for each in part.members if each.sockets]
+        if self._passed_by:
+            here = [each for each in here if each not in self._passed_by]
         self.card.hand_out(here)
         ids = [each.candidate.mechanic_id for each in here]
         self._all_asked += ids
@@ -90,7 +92,7 @@ class Revoking:
 
     def visit(self, part: list[OnlineMechanic]) -> Letter:
         """Takes the card from one part."""
-        return Letter([holder for holder in part if holder.lose(self._card)], self._data)
+        return Letter(self._card.take_back(part), self._data)
 
     def arrived(self) -> None:
         """Nobody holds it any more."""
