@@ -1,10 +1,10 @@
 """Writing to thousands without holding the loop: a slice at a time, together where two coincide.
 
-One job: take each `Ride` past all of its parts, so many writes a turn of the loop, with everybody
-else's turn in between. The rides lead by turns: each says which part is next, and whoever has that
-part ahead as well comes along. So what is under way to the same people at the same time is written
-to them at once, as one. A small ride waits for nobody. No I/O of its own, no decisions; imports
-`hub` and nothing else of ours.
+One job: take each `Ride` past all of its parts, so many writes a turn of the loop, with some turns
+for everybody else in between. The rides lead in rotation: each says which part is next, and whoever
+has that part ahead as well comes along. So what is under way to the same people at the same time is
+written to them at once, as one. A small ride waits for nobody. No I/O of its own, no decisions;
+imports `hub` and nothing else of ours.
 
     first    a  b  c  d       1: a       3: c, for both       5: a, for the second
     second   a  b  c  d       2: b, for both       4: d, for both
@@ -20,6 +20,7 @@ from dispatch.hub import Letter, deliver
 
 SLICE: Final = 128  # people a turn who are written to: a millisecond or less
 AT_ONCE: Final = 64  # people to whom something is written whoever else is under way
+RESTS: Final = 4  # turns of the loop for everybody else: an accept takes half a dozen to its answer
 SEATS: Final = 32  # rides that go past one part together
 FREE: Final = 4  # letters in one write that cost as much as the write itself
 
@@ -70,7 +71,7 @@ class Carousel:
             ride.arrived()
 
     def turn(self) -> None:
-        """Writes one slice; while anything is left, the next one after everybody else's turn."""
+        """Writes one slice; while anything is left, the next one after everybody else's turns."""
         if self._next_turn is not None:
             self._next_turn.cancel()
             self._next_turn = None
@@ -79,7 +80,14 @@ class Carousel:
             letters = self._visit_next()
             room -= sum(len(letter.to) for letter in letters) * (1 / len(letters) + 1 / FREE)
         if self._rides and self._may_turn():
-            self._next_turn = asyncio.get_running_loop().call_soon(self.turn)
+            self._rest(RESTS)
+
+    def _rest(self, turns: int) -> None:
+        loop = asyncio.get_running_loop()
+        if turns == 0:
+            self._next_turn = loop.call_soon(self.turn)
+        else:
+            self._next_turn = loop.call_soon(self._rest, turns - 1)
 
     def _visit_next(self) -> list[Letter]:
         """The leader's next part, for everybody who has it ahead; what was written."""
