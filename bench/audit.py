@@ -69,6 +69,9 @@ class Deaf:
     def send(self, data: bytes) -> None:
         pass
 
+    def post(self, data: bytes) -> None:
+        self.send(data)
+
     def send_frame(self, frame: ServerFrame) -> None:
         pass
 

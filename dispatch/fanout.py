@@ -197,7 +197,7 @@ class Fanout:
         answered = self._answering.get(booking.offer_id, set())
         for socket in winner.sockets:
             if socket not in answered:
-                socket.send(won)
+                socket.post(won)
 
     def _offer(self, change: Change) -> None:
         """Offers an open booking to everyone eligible here, when it is new or its stage is."""

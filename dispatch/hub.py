@@ -39,6 +39,7 @@ class Socket(Protocol):
     @property
     def unread_bytes(self) -> int: ...
     def send(self, data: bytes) -> object: ...
+    def post(self, data: bytes) -> object: ...
     def send_frame(self, frame: ServerFrame) -> object: ...
     def close(self, code: CloseCode, reason: str = "") -> None: ...
 
@@ -120,10 +121,10 @@ class OnlineMechanic:
         return bool(card.take_back((self,)))
 
     def send(self, data: bytes, offers: int = 0, to: "Iterable[Socket] | None" = None) -> None:
-        """Writes prepared bytes to every device, or to these; so many offers are in them."""
+        """Posts prepared bytes to every device, or to these; so many offers are in them."""
         for socket in self.sockets if to is None else to:
             socket.offers_sent += offers
-            socket.send(data)
+            socket.post(data)
 
 
 class Letter(NamedTuple):
@@ -270,12 +271,12 @@ class Hub:
         return user_id in self._sockets
 
     def send(self, user_id: UUID, frame: ServerFrame) -> None:
-        """Writes a frame to every device of a user here."""
+        """Posts a frame to every device of a user here."""
         sockets = self._sockets.get(user_id)
         if sockets:
             data = prepare(frame)
             for socket in sockets:
-                socket.send(data)
+                socket.post(data)
 
     def watch(self, socket: Socket, mechanic_id: UUID) -> None:
         """The socket is told when this mechanic comes or goes."""

@@ -141,8 +141,8 @@ class Connection(Socket):
         self._message_mark = self._refused_mark = 0.0
 
     def send_frame(self, frame: ServerFrame) -> bool:
-        """Encode one frame and `send` it."""
-        return self.send(prepare(frame))
+        """Encode one frame and `post` it."""
+        return self.post(prepare(frame))
 
     # --- what the socket says ---------------------------------------------------------------------
 

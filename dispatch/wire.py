@@ -88,6 +88,7 @@ class Endpoint:
     def __init__(self, door: Door, limits: Limits) -> None:
         self.door = door
         self.loop = asyncio.get_running_loop()
+        self._to_flush: list[Socket] = []
         self.wheel: Wheel[Socket] = Wheel(self.loop, limits.check_seconds(), _visit)
         burst = max(1.0, door.rate_messages * MESSAGE_BURST_SECONDS)
         self.messages = Rate(door.rate_messages, burst)
@@ -97,6 +98,17 @@ class Endpoint:
         connect_burst = max(1.0, door.rate_connects * CONNECT_BURST_SECONDS)
         self.address_connects = KeyedRate(door.rate_connects, connect_burst)
         self.user_connects = KeyedRate(door.rate_connects, connect_burst)
+
+    def flush_soon(self, socket: "Socket") -> None:
+        """Has the socket flushed after this turn of the loop."""
+        if not self._to_flush:
+            self.loop.call_soon(self._flush)
+        self._to_flush.append(socket)
+
+    def _flush(self) -> None:
+        sockets, self._to_flush = self._to_flush, []
+        for socket in sockets:
+            socket.flush()
 
     @classmethod
     def of(cls, app_state: dict[str, Any], limits: Limits) -> "Endpoint":
@@ -162,8 +174,10 @@ class Socket(asyncio.Protocol, ABC):
         "_heard_at",
         "_partial",
         "_pinged_at",
+        "_posted",
         "_progress_at",
         "_progress_bytes",
+        "_reading",
         "_reading_paused",
         "_server_state",
         "_transport",
@@ -194,6 +208,8 @@ class Socket(asyncio.Protocol, ABC):
         self._partial: bytearray | None = None  # of a text message in several fragments
         self._control_mark = 0.0
         self._reading_paused = False
+        self._reading = False  # what came is being handled
+        self._posted: list[bytes] | None = None
         self._heard = False  # since the last visit
         self._heard_at = self._pinged_at = self._progress_at = 0.0
         self._written_bytes = self._progress_bytes = 0
@@ -223,16 +239,42 @@ class Socket(asyncio.Protocol, ABC):
     # --- writing and closing ----------------------------------------------------------------------
 
     def send(self, data: bytes) -> bool:
-        """Write a message made by `protocol.prepare`; False once the socket is closing.
+        """Write a message made by `protocol.prepare`, behind what was posted; False once the socket
+        is closing.
 
-        The only place where frames are written. Never raises and never waits: a reader that leaves
-        more than `limits.outbox_bytes` unread is closed with 4410.
+        Never raises and never waits: a reader that leaves more than `limits.outbox_bytes` unread is
+        closed with 4410.
         """
         if self.closing:
             return False
+        if self._posted is not None:
+            self.flush()
         self._written_bytes += len(data)
         self._transport.write(data)
         return not self.closing
+
+    def post(self, data: bytes) -> bool:
+        """`send` it together with all that is posted in this turn of the loop; False once closing.
+
+        A write often wakes the reader, which costs more than ten frames do.
+        """
+        if self.closing:
+            return False
+        if self._posted is None:
+            self._posted = [data]
+            if not self._reading:  # else it is flushed when what was read is handled
+                self._endpoint.flush_soon(self)
+        else:
+            self._posted.append(data)
+        return True
+
+    def flush(self) -> None:
+        """Write what was posted."""
+        posted, self._posted = self._posted, None
+        if posted is not None:
+            data = posted[0] if len(posted) == 1 else b"".join(posted)
+            self._written_bytes += len(data)
+            self._transport.write(data)
 
     @property
     def unread_bytes(self) -> int:
@@ -283,6 +325,7 @@ class Socket(asyncio.Protocol, ABC):
 
     def _turn_closing(self, code: int) -> None:
         self.closing = True
+        self.flush()  # before the close frame
         self.close_code = int(code)
         self.since = self._endpoint.wheel.now
         self._partial = None
@@ -307,6 +350,7 @@ class Socket(asyncio.Protocol, ABC):
     def connection_lost(self, exc: Exception | None) -> None:
         self._server_state.connections.discard(self)
         self._endpoint.wheel.discard(self)
+        self._posted = None
         if not self.closing:
             self._reading_paused = False
             self._turn_closing(_ABNORMAL)
@@ -330,9 +374,14 @@ class Socket(asyncio.Protocol, ABC):
         if not self.is_open:
             self._open(data)
             return
-        read = self._read_quickly(data)
-        for start in range(read, len(data), _SLICE_BYTES):
-            self._feed(data[start : start + _SLICE_BYTES])
+        self._reading = True
+        try:
+            read = self._read_quickly(data)
+            for start in range(read, len(data), _SLICE_BYTES):
+                self._feed(data[start : start + _SLICE_BYTES])
+        finally:
+            self._reading = False
+            self.flush()
 
     # --- the handshake ----------------------------------------------------------------------------
 
@@ -441,7 +490,9 @@ class Socket(asyncio.Protocol, ABC):
         elif opcode is Opcode.CLOSE:
             close = self._need_grammar().close_rcvd
             assert close is not None
-            self._turn_closing(close.code)
+            self.flush()  # which ends it, if that is too much for a reader who reads no more
+            if not self.closing:
+                self._turn_closing(close.code)
         elif opcode is Opcode.BINARY:
             self.binary_received()  # its further fragments belong to nothing
         elif self._take_control():

@@ -355,6 +355,9 @@ class Receiver:
     def send(self, data: bytes) -> None:
         self._order.append(self.user_id)
 
+    def post(self, data: bytes) -> None:
+        self.send(data)
+
     def send_frame(self, frame: object) -> None:
         raise AssertionError("only cards are written here")
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -20,7 +20,7 @@ from dispatch.protocol import (
 )
 from dispatch.websocket import Connection
 from tests.support import eventually
-from tests.wire import BINARY, CLOSE, TEXT, StandIn, closed, frame, read_json, serving
+from tests.wire import BINARY, CLOSE, TEXT, StandIn, closed, frame, message, read_json, serving
 
 ID = str(uuid4())
 SEEN = {"type": "offer.seen", "offer_ids": [ID]}
@@ -538,3 +538,35 @@ async def test_seen_is_passed_on_and_not_answered_by_us() -> None:
         await client.send(json.dumps(SEEN))
         await eventually(lambda: gateway.frames)
     assert isinstance(gateway.frames[0], OfferSeen)
+
+
+async def test_what_is_posted_in_one_turn_of_the_loop_is_one_write_and_stays_in_order() -> None:
+    gateway = StandIn()
+    async with serving(gateway) as served:
+        client = await served.raw_welcomed(gateway.token())
+        (socket,) = gateway.connections
+        writes: list[bytes] = []
+        transport = socket._transport
+
+        class Watched:
+            def write(self, data: bytes) -> None:
+                writes.append(data)
+                transport.write(data)
+
+            def __getattr__(self, name: str) -> object:
+                return getattr(transport, name)
+
+        socket._transport = cast(asyncio.Transport, Watched())
+        notes = [message({"type": "note", "number": number}) for number in range(6)]
+
+        for note in notes[:3]:
+            assert socket.post(note)
+        assert writes == []
+        assert socket.send(notes[3])
+        for note in notes[4:]:
+            assert socket.post(note)
+        socket.close(CloseCode.GOING_AWAY)
+
+        assert [(await client.read_json())["number"] for _ in notes] == list(range(6))
+        assert writes[:3] == [b"".join(notes[:3]), notes[3], b"".join(notes[4:])]
+        assert not socket.post(notes[0])

@@ -62,6 +62,9 @@ class Device:
             elif frame["type"] == "offer.won":
                 self.told.append((UUID(frame["offer_id"]), "taken"))
 
+    def post(self, data: bytes) -> None:
+        self.send(data)
+
     def send_frame(self, frame: ServerFrame) -> None:
         self.send(prepare(frame))
 
