@@ -735,7 +735,8 @@ END $$;
 -- caller's to name; nothing is left behind.
 --
 -- With p_opened (the JSON of a `change`) a booking for now is in its first stage at once: as it was
--- decided, under the ids that were chosen for it, with what that change records.
+-- decided, under the ids that were chosen for it, with what that change records. Raises where that was
+-- decided more than a second ago: a stage has its time from when it is written.
 CREATE FUNCTION create_session(
     p_intake_id uuid, p_stripe_session_id text, p_ttl interval, p_message text,
     p_opened json DEFAULT NULL
@@ -750,6 +751,9 @@ DECLARE
 BEGIN
     SELECT * INTO STRICT i FROM intakes WHERE id = p_intake_id;
     SELECT * INTO STRICT plan FROM plans WHERE code = i.plan_code;
+    IF b.created_at < dispatch_now() - interval '1 s' THEN
+        RAISE EXCEPTION 'the opening of intake % is of %', p_intake_id, b.created_at;
+    END IF;
     IF p_opened IS NULL THEN
         b.request_id := gen_random_uuid();
         b.session_id := gen_random_uuid();

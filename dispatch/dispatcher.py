@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final
@@ -74,6 +75,7 @@ log = logging.getLogger(__name__)
 _MAX_STEPS: Final = 8
 _AGAIN_SECONDS: Final = 1.0
 _SUMMONED: Final = 50  # mechanics who are notified of one urgent booking
+_FIRES_AT_ONCE: Final = 4  # half of the connections to Postgres
 _NOT_EARLY: Final = timedelta(milliseconds=5)
 
 
@@ -134,6 +136,8 @@ class Dispatcher:
         self._policy_id = policy_id
         self._push_urgent_below = push_urgent_below
         self._firing: set[UUID] = set()
+        self._due: deque[UUID] = deque()  # whose timers have fired
+        self._firers = 0
         self.timers = Timers(clock, self._timer_fired)
 
     # --- time
@@ -517,4 +521,19 @@ class Dispatcher:
             self.timers.arm(booking.request_id, max(due_at, not_before or due_at))
 
     def _timer_fired(self, request_id: UUID) -> None:
-        self._tasks.spawn(self.fire(request_id), f"fire {request_id}")
+        self._due.append(request_id)
+        if self._firers < _FIRES_AT_ONCE:
+            self._firers += 1
+            self._tasks.spawn(self._fire_due(), "fire what is due")
+
+    async def _fire_due(self) -> None:
+        """One after the other: thousands that are due at once must not keep users from Postgres."""
+        try:
+            while self._due:
+                with contextlib.suppress(NotFound):
+                    await self.fire(self._due.popleft())
+        except Unavailable as error:
+            log.warning("%d that are due are left to the sweep: %s", len(self._due), error.message)
+            self._due.clear()
+        finally:
+            self._firers -= 1

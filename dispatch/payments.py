@@ -329,7 +329,7 @@ async def _book_at_once(
                 opening.change,
             )
     except (asyncpg.UniqueViolationError, asyncpg.RaiseError):
-        return None  # the customer is not free, or the payment was answered meanwhile
+        return None  # the customer is not free, the payment was answered, or much time has passed
     if not is_new:
         return Outcome(result="duplicate")
     created = Created.opened(opening.entry)

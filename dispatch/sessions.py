@@ -205,8 +205,11 @@ async def _book_at_once(
     if opening is None:
         return None
     row = _row(customer_id, form, intake_id)
-    async with unavailable_when_lost():
-        await pool.execute(_SQL["book_free"], row, ttl, messages.CREATED, opening.change)
+    try:
+        async with unavailable_when_lost():
+            await pool.execute(_SQL["book_free"], row, ttl, messages.CREATED, opening.change)
+    except asyncpg.RaiseError:
+        return None  # too long ago that it was decided
     return Created.opened(opening.entry)
 
 

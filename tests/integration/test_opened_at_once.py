@@ -6,10 +6,12 @@ then nothing of it is written, and the ordinary way judges under its locks.
 
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
 import pytest
+from msgspec.structs import replace
 
 from dispatch.config import Config
 from dispatch.core import lifecycle
@@ -208,6 +210,42 @@ async def test_a_checkout_that_expired_meanwhile_is_booked_all_the_same(till: Ti
 
     assert outcome.result == "fulfilled"
     assert (await till.payment(url))["status"] == "fulfilled"
+
+
+async def test_a_first_stage_that_was_decided_long_ago_is_decided_again(till: Till) -> None:
+    """Else a node that stood still meanwhile would take from the favourite what it lasted."""
+    _, hook = await paid(till)
+
+    async def decided_before(prospect: Prospect) -> Opening:
+        before = prospect.now - timedelta(seconds=1.5)
+        return await till.decide_first_stage(replace(prospect, now=before))
+
+    till.open_at_once = decided_before
+    outcome = await till.handle(hook)
+
+    assert outcome.result == "fulfilled"
+    assert outcome.created is not None
+    assert outcome.created.entry is None
+    assert till.results() == {"fulfilled": 1}
+
+
+async def test_a_free_booking_that_was_decided_long_ago_is_decided_again(
+    config: Config, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mechanic_id, customer_id = await add_mechanic(connection), await add_customer(connection)
+    async with living_node(config) as living, living.client(mechanic_id, "mechanic") as mechanic:
+        decide = living.node.dispatcher.open_at_once
+
+        async def decided_before(prospect: Prospect) -> Opening | None:
+            return await decide(replace(prospect, now=prospect.now - timedelta(seconds=1.5)))
+
+        monkeypatch.setattr(living.node.dispatcher, "open_at_once", decided_before)
+        booked = await living.book(customer_id)
+        await mechanic.until("offer", request_id=booked.request_id)
+        now = living.node.clock.now()
+
+    entry = await read_entry(connection, booked.request_id)
+    assert now - entry.booking.created_at < timedelta(seconds=1.5)
 
 
 async def test_what_cannot_be_opened_with_its_making_is_made_first(till: Till) -> None:
