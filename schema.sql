@@ -56,10 +56,24 @@ CREATE TABLE users (
     subject       text,
     token_epoch   integer NOT NULL DEFAULT 0,
     disabled_at   timestamptz,
+    revoked_at    timestamptz,  -- when tokens were last made void, by either of these two
     created_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
     CHECK ((issuer IS NULL) = (subject IS NULL))
 );
 CREATE UNIQUE INDEX users_email_key ON users (lower(email));
+CREATE INDEX users_revoked_idx ON users (revoked_at) WHERE revoked_at IS NOT NULL;
+
+-- So that nodes which missed the news close her sockets all the same.
+CREATE FUNCTION user_revoke() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.revoked_at := clock_timestamp();
+    RETURN NEW;
+END $$;
+CREATE TRIGGER user_revoke
+    BEFORE UPDATE OF token_epoch, disabled_at ON users
+    FOR EACH ROW WHEN (NEW.token_epoch > OLD.token_epoch OR NEW.disabled_at IS NOT NULL)
+    EXECUTE FUNCTION user_revoke();
+
 CREATE UNIQUE INDEX users_identity_key ON users (issuer, subject) WHERE issuer IS NOT NULL;
 
 CREATE TABLE organizations (

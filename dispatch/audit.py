@@ -60,10 +60,11 @@ class Audit:
         """Who is here and was not written an offer, and why; `others` is how many more the strategy
         itself ruled out."""
         self._batch(booking, at).others += others
-        for mechanic_id, reason in excluded:
+        for start in range(0, len(excluded), BATCH_CANDIDATES):
+            part = excluded[start : start + BATCH_CANDIDATES]
             batch = self._batch(booking, at)
-            batch.excluded_ids.append(mechanic_id)
-            batch.excluded_reasons.append(reason)
+            batch.excluded_ids += [mechanic_id for mechanic_id, _ in part]
+            batch.excluded_reasons += [reason for _, reason in part]
 
     def seen(self, booking: Booking, mechanic_id: UUID) -> None:
         """A mechanic's client showed the card."""

@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 from dispatch.hub import Letter, deliver
 
 SLICE: Final = 128  # people a turn who are written to: a millisecond or less
-AT_ONCE: Final = 64  # people to whom something is written whoever else is under way
+AT_ONCE: Final = SLICE  # people to whom something is written whoever else is under way
 RESTS: Final = 4  # turns of the loop for everybody else: an accept takes half a dozen to its answer
 SEATS: Final = 32  # rides that go past one part together
 FREE: Final = 4  # letters in one write that cost as much as the write itself
@@ -56,8 +56,12 @@ class Carousel:
     def board(self, ride: Ride) -> None:
         """Begins at once if it is small, or nobody is under way: a small round is over when this
         returns."""
+        if not ride.ahead:
+            ride.arrived()
+            return
         if len(ride) <= AT_ONCE and self._may_turn():
-            deliver([ride.visit(part) for part in ride.ahead.values()])
+            parts, ride.ahead = ride.ahead, {}
+            deliver([ride.visit(part) for part in parts.values()])
             ride.arrived()
             return
         self._rides.append(ride)

@@ -24,6 +24,7 @@ from dispatch.core import lifecycle, routing
 from dispatch.core.types import Booking, Candidate, Policy, Routing, Stage
 from dispatch.database import Pool, unavailable_when_lost
 from dispatch.errors import NotFound
+from dispatch.fanout import OVER
 from dispatch.store import Store
 
 _SQL: Final = queries.load("explain")
@@ -33,6 +34,7 @@ _NEVER: Final = datetime.max.replace(tzinfo=UTC)
 
 _WORDS: Final[Mapping[str, str]] = {
     NOT_CONNECTED: "had no socket open in this stage",
+    OVER: "the stage was over before she was written to",
     **{str(reason): words for reason, words in routing.WHY_NOT.items()},
 }
 NAMES: Final = 10  # of those who are only counted, so many are named

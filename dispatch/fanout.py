@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
+from typing import Final
 from uuid import UUID
 
 from msgspec.structs import replace
@@ -41,6 +42,7 @@ from dispatch.shared_offers import SharedOffers
 _SELF_EVIDENT = frozenset({"not_favourite", "other_workshop"})
 REMEMBERED = 500  # bookings of which it is known what each mechanic here has on record already
 AT_ONCE = 8  # cards that fit any outbox; more are paced
+OVER: Final = "over"  # why somebody was not asked: her stage had ended before her turn came
 
 
 class Fanout:
@@ -75,7 +77,7 @@ class Fanout:
         self._answered: list[tuple[UUID, Socket]] = []  # while nothing was taken
         self._late: set[UUID] = set()  # whose cards wait for `catch_up`
         self._capacity = capacity
-        self._carousel = Carousel(lambda: not self.is_behind)
+        self._carousel = Carousel(lambda: not (self.is_behind or self._catching_up))
         self._cards: dict[UUID, Card] = {}  # by request: of the round that is open
         self._offerings: dict[UUID, Offering] = {}  # by request: those under way
         self._answering: dict[UUID, set[Socket]] = {}
@@ -104,6 +106,8 @@ class Fanout:
             # Somebody here may have been answered with a higher one, which is read the next time.
             if entry.booking.version >= refused.get(entry.booking.request_id, 0):
                 self.apply(entry)
+            else:
+                self._stop_offering(entry.booking.request_id)
         self._catching_up = False
         answered, self._answered = self._answered, []
         for offer_id, socket in answered:
@@ -283,10 +287,32 @@ class Fanout:
         card = self._cards.get(booking.request_id)
         return card is not None and mechanic.cards.get(card) == card.edition
 
-    def _offered(self, booking: Booking, asked: list[UUID]) -> None:
+    def _offered(self, booking: Booking, asked: list[UUID], unreached: list[UUID]) -> None:
         """Everybody here who may have it was written to, or the stage was over before."""
         del self._offerings[booking.request_id]
+        if unreached:
+            late = [(mechanic_id, OVER) for mechanic_id in unreached]
+            self._audit.passed_over(booking, 0, late, self._now())
         self._count(booking, asked)
+
+    def hasten(self, mechanic: OnlineMechanic) -> None:
+        """She is shown at once what is on its way to her: on a further device that has just come
+        she sees it anyway, and would count as having it."""
+        for offering in list(self._offerings.values()):
+            entry = self._board.get(offering.card.request_id)
+            if entry is not None and not self._has_edition(mechanic, entry.booking):
+                offering.pass_by(mechanic)
+                self.show(mechanic, entry)
+
+    def _pass_by(self, mechanic: OnlineMechanic) -> None:
+        """What is on its way does not stop at her: she changed, and is judged by herself."""
+        for offering in self._offerings.values():
+            offering.pass_by(mechanic)
+            entry = self._board.get(offering.card.request_id)
+            if entry is not None and not self._has_edition(mechanic, entry.booking):
+                reason = self._exclusion(mechanic, entry.booking)
+                if reason is not None:
+                    self._rule_out(mechanic, entry.booking, reason)
 
     def _stop_offering(self, request_id: UUID) -> None:
         offering = self._offerings.get(request_id)
@@ -345,8 +371,7 @@ class Fanout:
     def _set_facts(self, mechanic: OnlineMechanic, candidate: Candidate) -> None:
         before = mechanic.candidate
         self._hub.set_candidate(mechanic, self.facts_with_sessions(candidate))
-        for offering in self._offerings.values():
-            offering.pass_by(mechanic)
+        self._pass_by(mechanic)
         if self.is_behind or self._catching_up:
             self._late.add(candidate.mechanic_id)
         missing = [
@@ -434,9 +459,10 @@ class Fanout:
         if offering is not None:
             offering.pass_by(mechanic)
         card = self._cards.get(booking.request_id)
-        if card is None or not mechanic.lose(card):
+        if card is not None and mechanic.lose(card):
+            mechanic.send(prepare(OfferRevoked(offer_id=booking.offer_id, reason="withdrawn")))
+        elif offering is None:
             return
-        mechanic.send(prepare(OfferRevoked(offer_id=booking.offer_id, reason="withdrawn")))
         self._rule_out(mechanic, booking, reason)
 
     def _rule_out(

@@ -180,6 +180,9 @@ class Gateway:
         if connection.closing:
             return
         candidate = self._fanout.facts_with_sessions(facts.candidate)
+        already_here = self._hub.mechanic(connection.user_id)
+        if already_here is not None:
+            self._fanout.hasten(already_here)
         mechanic = self._hub.add_mechanic(connection, candidate, facts.changed_at)
         if mechanic.candidate.approved:
             self._presence.join(

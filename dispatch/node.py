@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Final, Self, assert_never
 from uuid import UUID
 
-from dispatch import payments, push
+from dispatch import payments, people, push
 from dispatch.audience import NAMED, Audience
 from dispatch.audit import Audit
 from dispatch.auth import Authenticator
@@ -400,6 +400,8 @@ class Node:
         if self._facts_since is not None:  # before the first time nobody is here
             for facts in await self.store.facts_changed_since(self._facts_since):
                 self._mechanic_changed(facts.candidate, facts.changed_at)
+            for user_id, token_epoch in await people.revoked_since(self.pool, self._facts_since):
+                self.close_revoked(user_id, token_epoch)
         self._facts_since = since = asked_at - FACTS_MARGIN
         told = self._changes_told.items()
         self._changes_told = {id_: changed_at for id_, changed_at in told if changed_at > since}

@@ -101,6 +101,14 @@ async def log_out(pool: Postgres, user_id: UUID) -> int:
     return int(epoch)
 
 
+async def revoked_since(pool: Pool, since: datetime) -> list[tuple[UUID, int]]:
+    """Whose tokens became void after `since` (the server's own clock), and below which epoch they
+    are: all of them, where the account is disabled."""
+    async with unavailable_when_lost():
+        rows = await pool.fetch(_QUERIES["revoked"], since)
+    return [(row["id"], row["token_epoch"]) for row in rows]
+
+
 # --- signing up -----------------------------------------------------------------------------------
 
 

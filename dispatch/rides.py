@@ -37,10 +37,11 @@ class Offering:
         *,
         prepare: Callable[[routing.Terms], bytes],
         asked: Callable[[list[UUID], int], None],
-        arrived: Callable[[list[UUID]], None],
+        arrived: Callable[[list[UUID], list[UUID]], None],
     ) -> None:
         """`prepare` makes the bytes for all with the same terms; `asked` is told who was written
-        to, with which score, after each part, and `arrived` at the end who was in all."""
+        to, with which score, after each part, and `arrived` at the end who was in all, and who was
+        not reached."""
         self.card = card
         self.ahead: dict[Hashable, Part] = in_turn(parts)
         self._prepare = prepare
@@ -62,9 +63,7 @@ class Offering:
         data = self._prepared.get(part.terms)
         if data is None:
             data = self._prepared[part.terms] = self._prepare(part.terms)
-        here = [each for each in part.members if each.sockets]
-        if self._passed_by:
-            here = [each for each in here if each not in self._passed_by]
+        here = self._of(part)
         self.card.hand_out(here)
         ids = [each.candidate.mechanic_id for each in here]
         self._all_asked += ids
@@ -72,8 +71,14 @@ class Offering:
         return Letter(here, data, offers=1)
 
     def arrived(self) -> None:
-        """The round is told how many were asked."""
-        self._arrived(self._all_asked)
+        """It is told who was asked, and who would have been had the stage lasted."""
+        rest = [each for part in self.ahead.values() for each in self._of(part)]
+        self._arrived(self._all_asked, [each.candidate.mechanic_id for each in rest])
+
+    def _of(self, part: Part) -> list[OnlineMechanic]:
+        """Who of a part is still here, and not passed by."""
+        here = [each for each in part.members if each.sockets]
+        return [each for each in here if each not in self._passed_by] if self._passed_by else here
 
 
 class Revoking:

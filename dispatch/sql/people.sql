@@ -36,3 +36,8 @@ SELECT m.id, u.name, c.available AND c.approved AS available, m.last_seen,
   JOIN users u ON u.id = m.id
   JOIN candidates c ON c.mechanic_id = m.id
  WHERE m.id = ANY ($1::uuid[]) AND m.deleted_at IS NULL;
+
+-- name: revoked
+-- Whose tokens became void since, and below which epoch; asked with a margin like facts.
+SELECT id, CASE WHEN disabled_at IS NULL THEN token_epoch ELSE 2147483647 END AS token_epoch
+  FROM users WHERE revoked_at > $1

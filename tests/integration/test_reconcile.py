@@ -13,6 +13,7 @@ from dispatch.store import Verdict
 from tests.conftest import MakeConfig
 from tests.integration.living import LivingNode, living_node
 from tests.integration.rows import add_mechanic, book, book_and_open, change
+from tests.support import eventually
 
 
 @asynccontextmanager
@@ -80,6 +81,23 @@ async def test_a_cancelled_request_is_revoked_on_a_node_that_was_not_told(
         offer = await client.until("offer")
         await one.node.dispatcher.cancel(booking.customer_id, booking.request_id)
         await client.until("offer.revoked", offer_id=offer["offer_id"], reason="cancelled")
+
+
+@pytest.mark.parametrize("change", ["token_epoch = token_epoch + 1", "disabled_at = now()"])
+async def test_a_token_is_void_on_a_node_that_was_not_told(
+    connection: Connection, make_config: MakeConfig, change: str
+) -> None:
+    mechanic, other_id = await add_mechanic(connection), await add_mechanic(connection)
+    async with (
+        living_node(make_config()) as living,
+        living.client(mechanic, "mechanic") as client,
+        living.client(other_id, "mechanic") as other,
+    ):
+        await connection.execute(f"UPDATE users SET {change} WHERE id = $1", mechanic)
+
+        await eventually(lambda: client.link.close_code == 4401)
+        await other.settle()
+        assert other.link.close_code is None
 
 
 async def test_the_winner_is_answered_once_when_the_news_overtakes_the_reply(

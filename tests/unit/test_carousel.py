@@ -106,7 +106,7 @@ class Broadcasts(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.hub, self.board = Hub(), Board()
         node_id = uuid4()
-        audit = Audit(None, node_id, lambda: T0, Waterfall(Metrics(node_id)))  # type: ignore[arg-type]  # never flushed
+        self.audit = audit = Audit(None, node_id, lambda: T0, Waterfall(Metrics(node_id)))  # type: ignore[arg-type]  # never flushed
         self.fanout = Fanout(
             self.hub,
             self.board,
@@ -115,10 +115,11 @@ class Broadcasts(RuleBasedStateMachine):
             now=lambda: T0,
             publish=lambda hint: None,
             pace=self.show_all,
-            stood_still=lambda: False,
+            stood_still=lambda: self.still,
             capacity=1,
         )
-        self.devices: dict[UUID, Device] = {}
+        self.devices: dict[UUID, list[Device]] = {}
+        self.still = False
         self.changes = 0
 
     def teardown(self) -> None:
@@ -159,7 +160,11 @@ class Broadcasts(RuleBasedStateMachine):
 
     def connect(self, facts: Candidate) -> None:
         """As the gateway does it: registered, then shown in the snapshot what is open for her."""
-        device = self.devices[facts.mechanic_id] = Device(facts.mechanic_id)
+        device = Device(facts.mechanic_id)
+        self.devices.setdefault(facts.mechanic_id, []).append(device)
+        already_here = self.hub.mechanic(facts.mechanic_id)
+        if already_here is not None:
+            self.fanout.hasten(already_here)
         mechanic = self.hub.add_mechanic(device, facts, T0)
         for entry in self.fanout.ranked(mechanic):
             assert entry.booking.stage is not None
@@ -174,9 +179,24 @@ class Broadcasts(RuleBasedStateMachine):
         facts = mechanic.candidate
 
         async def action() -> None:
-            self.hub.remove(self.devices.pop(facts.mechanic_id))
+            devices = self.devices[facts.mechanic_id]
+            self.hub.remove(devices.pop())
+            if not devices:
+                del self.devices[facts.mechanic_id]
             if back:
                 self.connect(facts)
+
+        self.turn(action())
+
+    @rule(number=st.integers(0, 99))
+    def take_another_device(self, number: int) -> None:
+        mechanic = self.someone(number)
+        if mechanic is None:
+            return
+        facts = mechanic.candidate
+
+        async def action() -> None:
+            self.connect(facts)
 
         self.turn(action())
 
@@ -256,7 +276,7 @@ class Broadcasts(RuleBasedStateMachine):
 
     @invariant()
     def no_card_follows_the_end_of_its_round(self) -> None:
-        for device in self.devices.values():
+        for device in [each for devices in self.devices.values() for each in devices]:
             ended: set[UUID] = set()
             for offer_id, what in device.told:
                 assert offer_id not in ended, f"{what} after the end"
@@ -278,7 +298,8 @@ class Broadcasts(RuleBasedStateMachine):
                 for entry in self.board.open_entries()
                 if routing.exclusion(entry.booking, candidate, 1) is None
             }
-            assert self.devices[candidate.mechanic_id].shows() == may_have
+            for device in self.devices[candidate.mechanic_id]:
+                assert device.shows() == may_have
             assert {card.offer_id for card in mechanic.cards} == set(may_have)
             assert all(mechanic in card.holders for card in mechanic.cards)
             assert mechanic in mechanic.group.members
@@ -302,6 +323,78 @@ def test_who_changes_while_a_new_stage_is_on_its_way_is_shown_it() -> None:
         city.change(number, True, NORTH)
 
     city.teardown()  # everybody sees what she may have, in its present stage
+
+
+def test_a_phone_is_shown_what_a_tablet_saw_in_its_snapshot_though_she_changes_meanwhile() -> None:
+    city = Broadcasts()
+    for _ in range(9):
+        city.come(None, True)
+
+    city.book(Routing.BROADCAST)
+    for number in range(9):
+        city.take_another_device(number)
+        city.change(number, True, None)
+
+    city.teardown()  # everybody sees what she may have, on each device
+
+
+def test_what_ended_while_the_node_stood_still_is_shown_to_nobody_more() -> None:
+    city = Broadcasts()
+    for _ in range(12):
+        city.come(None, True)
+    for _ in range(3):
+        city.book(Routing.BROADCAST)
+    bookings = [entry.booking for entry in city.board.open_entries()]
+    shown = len(cards_on(city))
+
+    async def action() -> None:
+        city.still = True
+        assert city.fanout.is_behind
+        await asyncio.sleep(0)
+        city.still = False
+        ended = RequestStatus.CANCELLED
+        city.fanout.catch_up(
+            entry_of(replace(each, status=ended, stage=None, version=each.version + 1))
+            for each in bookings
+        )
+
+    city.turn(action())
+
+    assert len(cards_on(city)) == shown
+    city.teardown()
+    assert [device.shows() for device in everybody(city)] == [{}] * 12
+
+
+def test_everybody_who_was_there_is_on_record_though_the_round_was_over_before_her_turn() -> None:
+    city = Broadcasts()
+    for _ in range(12):
+        city.come(None, True)
+    city.book(Routing.BROADCAST)
+    city.change(11, False, None)
+
+    city.cancel(0)
+    city.settle()
+
+    asked = [each for batch in city.audit._batches for each in batch.mechanic_ids]
+    passed = {
+        each: reason
+        for batch in city.audit._batches
+        for each, reason in zip(batch.excluded_ids, batch.excluded_reasons, strict=True)
+    }
+    ids = [each.candidate.mechanic_id for each in city.hub.mechanics()]
+    assert len(asked) < 12, "it was over in the middle"
+    assert sorted([*asked, *(each for each in passed if each not in asked)]) == sorted(ids)
+    assert set(passed.values()) == {"over", "unavailable"}
+    assert passed[ids[11]] == "unavailable"
+    city.teardown()
+
+
+def everybody(city: Broadcasts) -> list[Device]:
+    return [each for devices in city.devices.values() for each in devices]
+
+
+def cards_on(city: Broadcasts) -> list[tuple[UUID, str]]:
+    return [line for device in everybody(city) for line in device.told if line[1] not in OVER]
 
 
 # --- the carousel by itself -----------------------------------------------------------------------
@@ -392,14 +485,15 @@ async def test_nobody_is_written_to_while_it_may_not_turn() -> None:
     turning = Carousel(lambda: may_turn[0])
     turning.board(Walk("1", {name: people(100) for name in "ab"}, trail))
     turning.board(Walk("2", {"z": people(1)}, trail))
+    turning.board(Walk("nobody", {}, trail))
     await asyncio.sleep(0)
-    assert trail == []
+    assert trail == ["nobody."]
 
     may_turn[0] = True
     turning.turn()
     await until_empty(turning)
 
-    assert sorted(trail) == ["1.", "1a", "1b", "2.", "2z"]
+    assert sorted(trail[1:]) == ["1.", "1a", "1b", "2.", "2z"]
 
 
 def test_a_card_that_was_lost_is_not_lost_twice() -> None:
