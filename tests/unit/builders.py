@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 from msgspec.structs import replace
 
 from dispatch.core import messages
-from dispatch.core.lifecycle import decide
+from dispatch.core.lifecycle import decide, made
 from dispatch.core.types import (
     Accept,
     Booking,
@@ -31,6 +31,7 @@ from dispatch.core.types import (
     Role,
     Routing,
     SessionStatus,
+    Wish,
 )
 
 T0: Final = datetime(2031, 5, 1, 9, 0, tzinfo=UTC)
@@ -53,11 +54,8 @@ def at(seconds: float = 0, *, minutes: float = 0) -> datetime:
 
 def booking(**changes: Any) -> Booking:
     """A booking for now that nobody has looked at yet: broadcast, waiver signed, ten minutes."""
-    fresh = Booking(
-        request_id=uuid4(),
-        session_id=uuid4(),
+    wish = Wish(
         customer_id=CUSTOMER,
-        offer_id=uuid4(),
         session_type="chat",
         plan_code="chat10",
         minutes=10,
@@ -68,35 +66,8 @@ def booking(**changes: Any) -> Booking:
         preferred_mechanic_id=None,
         wait_for_preferred=False,
         waiver_signed=True,
-        excluded=(),
-        status=RequestStatus.PENDING,
-        session_status=SessionStatus.PENDING,
-        stage=None,
-        generation=1,
-        version=1,
-        attempt=1,
-        mechanic_id=None,
-        accept_id=None,
-        workshop_id=None,
-        customer_joined_at=None,
-        mechanic_joined_at=None,
-        created_at=T0,
-        opens_at=T0,
-        slot_ends_at=None,
-        expires_at=at(POLICY.request_ttl_seconds),
-        accepted_at=None,
-        stage_ends_at=None,
-        next_attempt_at=None,
-        seen_at=None,
-        priority_notified_at=None,
-        fallback_broadcast_at=None,
-        join_by=None,
-        started_at=None,
-        ends_at=None,
-        warned_at=None,
-        ended_by=None,
-        message=messages.CREATED,
     )
+    fresh = made(wish, uuid4(), uuid4(), uuid4(), T0, POLICY)
     return replace(fresh, **changes)
 
 
