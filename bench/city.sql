@@ -155,7 +155,7 @@ BEGIN
     b.generation := 1;
     b.version := 2;
     b.attempt := 1;
-    b.created_at := v_now;
+    b.created_at := v_now + interval '1 h';  -- it is written later, and must not be too old then
     b.opens_at := v_now;
     b.expires_at := v_now + interval '2 h';
     b.message := 'Asking.';

@@ -15,7 +15,7 @@ from functools import partial
 from bench import machine
 from bench.candidates import Candidate, Running, raw
 from bench.dispatch_server import Dispatch
-from bench.load import LoadClient, load_client
+from bench.load import LoadClient, LoadError, load_client
 from bench.options import Options, Say
 from bench.peers import servers
 from bench.turns import Turns, of_yardstick, take_turns
@@ -128,15 +128,21 @@ def compare(
     with connected(yardstick, sockets) as yard:
         limit = statistics.median(_client_limit(yard) for _ in range(LIMIT_ROUNDS))
         for candidate in candidates:
-            with connected(candidate, sockets) as other:
-                for _ in range(WARM_UP_ROUNDS):
-                    publish(yard, GLANCE_SECONDS)
-                    publish(other, GLANCE_SECONDS)
-                turns, around = take_turns(
-                    options.rounds,
-                    partial(publish, other, watch_seconds),
-                    partial(publish, yard, GLANCE_SECONDS),
-                )
+            try:
+                with connected(candidate, sockets) as other:
+                    for _ in range(WARM_UP_ROUNDS):
+                        publish(yard, GLANCE_SECONDS)
+                        publish(other, GLANCE_SECONDS)
+                    turns, around = take_turns(
+                        options.rounds,
+                        partial(publish, other, watch_seconds),
+                        partial(publish, yard, GLANCE_SECONDS),
+                    )
+            except LoadError as error:
+                if isinstance(candidate, Dispatch):
+                    raise
+                say(f"left out: {candidate.name}: {error}")
+                continue
             yards += around
             rows.append(_summary(other, turns, limit))
             say(_sentence(rows[-1]))

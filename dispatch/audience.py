@@ -8,9 +8,13 @@ Counts inform, they decide nothing. No I/O; imports `core`, `board` and `hints`.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+from itertools import takewhile
 from typing import Final
 from uuid import UUID
+
+from msgspec import Struct, field
 
 from dispatch.board import bounded_put
 from dispatch.core.types import Booking, Candidate, Routing
@@ -24,14 +28,26 @@ ROSTER_SECONDS: Final = 7.0  # a roster that is not repeated within this is forg
 Group = tuple[UUID | None, bool]  # workshop, specialist
 
 
+class _Asked(Struct):
+    """Whom this node asked in one round, and the number of who had left last when it began."""
+
+    generation: int
+    since: int
+    mechanic_ids: set[UUID] = field(default_factory=set)
+
+
 class Audience:
     """The counts of all nodes, as this one has heard them."""
 
-    def __init__(self, node_id: UUID, apart: Mapping[UUID, None]) -> None:
-        """`apart` always holds the mechanics whom another node may count too."""
+    def __init__(
+        self, node_id: UUID, apart: dict[UUID, int], shared: AbstractSet[UUID] = frozenset()
+    ) -> None:
+        """`shared` always holds the mechanics here who have a device on another node too, `apart`
+        those who have left, numbered, the latest last: another node may count them as well."""
         self._node_id = node_id
         self._apart = apart
-        self._asked_here: dict[UUID, tuple[int, set[UUID]]] = {}
+        self._shared = shared
+        self._asked_here: dict[UUID, _Asked] = {}
         self._reaches: dict[UUID, dict[UUID, Reach]] = {}
         self._rosters: dict[UUID, tuple[float, Roster]] = {}
         self._online: Counter[Group] = Counter()
@@ -41,25 +57,30 @@ class Audience:
 
         A mechanic counts once, however often she reconnects and wherever else she is.
         """
-        generation, asked = self._asked_here.get(booking.request_id, (0, set()))
-        if generation != booking.generation:
-            asked = set()
-        before = len(asked)
-        asked.update(mechanic_ids)
-        if len(asked) == before:
+        round_ = self._asked_here.get(booking.request_id)
+        if round_ is None or round_.generation != booking.generation:
+            latest = next(reversed(self._apart.values()), 0)
+            round_ = self._asked_here[booking.request_id] = _Asked(booking.generation, latest)
+        before = len(round_.mechanic_ids)
+        round_.mechanic_ids.update(mechanic_ids)
+        if len(round_.mechanic_ids) == before:
             return None
-        self._asked_here[booking.request_id] = (booking.generation, asked)
         return self._reach(booking.request_id)
 
     def _reach(self, request_id: UUID) -> Reach:
         """What this node says of a booking: who may be counted elsewhere too is named."""
-        generation, asked = self._asked_here[request_id]
-        named = asked if len(asked) <= NAMED else asked & self._apart.keys()
-        reach = Reach(
-            self._node_id, request_id, generation, len(asked) - len(named), tuple(sorted(named))
-        )
+        round_ = self._asked_here[request_id]
+        asked = round_.mechanic_ids
+        named = asked if len(asked) <= NAMED else asked & self._elsewhere(round_.since)
+        left = len(asked) - len(named)
+        reach = Reach(self._node_id, request_id, round_.generation, left, tuple(sorted(named)))
         self.hear_reach(reach)
         return reach
+
+    def _elsewhere(self, since: int) -> set[UUID]:
+        """Who may have been asked on another node too, in a round that began with this number."""
+        left = takewhile(lambda item: item[1] > since, reversed(self._apart.items()))
+        return {*self._shared, *(mechanic_id for mechanic_id, _ in left)}
 
     def reaches_here(self) -> list[Reach]:
         """What this node says of the bookings that live, as of now."""

@@ -13,7 +13,7 @@ Member = TypeVar("Member")
 
 # A slice of 10,000 is looked at, and pinged when all came at once, in a millisecond or two. Prime,
 # because objects lie in memory at even distances, and their hashes are their places.
-SLOTS: Final = 61
+SLOTS: Final = 127
 
 
 class Wheel(Generic[Member]):

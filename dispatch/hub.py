@@ -157,9 +157,9 @@ class Hub:
     """Every authenticated socket of this node.
 
     `ready` counts its approved and available mechanics by (workshop, specialist); `changes` goes up
-    whenever there is something new to say of them to the other nodes. `apart` holds
-    mechanics whom another node may count too: those here who have a device there, and those who
-    have left, perhaps for there; the latest of them.
+    whenever there is something new to say of them to the other nodes. `shared` holds
+    those here who have a device on another node too, `apart` who have become shared, or have left,
+    perhaps for there: numbered, and the latest of them.
     """
 
     def __init__(self) -> None:
@@ -168,8 +168,9 @@ class Hub:
         self._groups: defaultdict[Candidate, list[Group]] = defaultdict(list)
         self._by_workshop: defaultdict[UUID, dict[OnlineMechanic, None]] = defaultdict(dict)
         self.ready: Counter[tuple[UUID | None, bool]] = Counter()
-        self.apart: dict[UUID, None] = {}
+        self.apart: dict[UUID, int] = {}
         self.parted = 0  # how often somebody was added to it
+        self.shared: set[UUID] = set()
         self.changes = 0
         self._watchers: defaultdict[UUID, set[Socket]] = defaultdict(set)
         self._watched: defaultdict[UUID, set[UUID]] = defaultdict(set)
@@ -209,6 +210,7 @@ class Hub:
     def _remove_mechanic(self, mechanic: OnlineMechanic) -> None:
         mechanic_id = mechanic.candidate.mechanic_id
         del self._mechanics[mechanic_id]
+        self.shared.discard(mechanic_id)
         self._set_apart(mechanic_id)
         self._count_ready(mechanic.candidate, -1)
         self._displace(mechanic)
@@ -234,13 +236,14 @@ class Hub:
     def share(self, mechanic_id: UUID) -> None:
         """The mechanic, if she is here, has a device on another node too."""
         if mechanic_id in self._mechanics:
+            self.shared.add(mechanic_id)
             self._set_apart(mechanic_id)
 
     def _set_apart(self, mechanic_id: UUID) -> None:
-        self.apart.pop(mechanic_id, None)
-        self.apart[mechanic_id] = None
         self.parted += 1
         self.changes += 1
+        self.apart.pop(mechanic_id, None)
+        self.apart[mechanic_id] = self.parted
         if len(self.apart) > APART:
             del self.apart[next(iter(self.apart))]
 
@@ -248,11 +251,7 @@ class Hub:
         """Everyone while they are no more than that, else those who are on another node too."""
         if len(self._mechanics) <= at_most:
             return [mechanic.candidate for mechanic in self._mechanics.values()]
-        return [self._mechanics[each].candidate for each in self.shared()]
-
-    def shared(self) -> list[UUID]:
-        """The mechanics here who have a device on another node too, or had one not long ago."""
-        return [each for each in self.apart if each in self._mechanics]
+        return [self._mechanics[each].candidate for each in self.shared]
 
     def set_candidate(self, mechanic: OnlineMechanic, candidate: Candidate) -> None:
         """Routing sees these facts of her from now on."""

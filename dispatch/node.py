@@ -97,7 +97,7 @@ class Node:
         self.hub = Hub()
         self.metrics = Metrics(node_id)
         self.login_rate = login_rate(config.rate_logins)
-        self.audience = Audience(node_id, self.hub.apart)
+        self.audience = Audience(node_id, self.hub.apart, self.hub.shared)
         self.waterfall = Waterfall(self.metrics)
         self.audit = Audit(self.store, node_id, self.clock.now, self.waterfall)
         self.bus = Bus(config.redis_url, space, node_id, self._hear, self._resync)
@@ -379,7 +379,7 @@ class Node:
 
     def _say_counts(self) -> None:
         """All that this node counts: who has a device elsewhere, whom it asked, who is here."""
-        for mechanic_id in self.hub.shared():
+        for mechanic_id in self.hub.shared:
             self.bus.publish(MechanicShared(mechanic_id))
         for reach in self.audience.reaches_here():
             self.bus.publish(reach)

@@ -118,7 +118,7 @@ class Nchan:
                 "MODULE": str(NCHAN_MODULE),
                 "FOLDER": name,
                 "PORT": str(port),
-                "CONNECTIONS": str(sockets + 200),
+                "CONNECTIONS": str(2 * sockets + 200),  # nchan keeps some of its own
             }.items():
                 text = text.replace(f"@{word}@", value)
             (folder / "nginx.conf").write_text(text)

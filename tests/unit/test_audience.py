@@ -40,7 +40,7 @@ def test_who_is_asked_again_counts_once_and_again_in_the_next_round() -> None:
 
 def test_who_was_asked_on_two_nodes_counts_once() -> None:
     both = uuid4()
-    audience = Audience(uuid4(), {both: None})
+    audience = Audience(uuid4(), {}, {both})
     audience.asked_here(BOOKING, [both, uuid4()])
     audience.hear_reach(Reach(uuid4(), BOOKING.request_id, BOOKING.generation, 300, (both,)))
     assert audience.notified(BOOKING) == 302
@@ -50,6 +50,18 @@ def test_who_was_asked_on_two_nodes_counts_once() -> None:
     assert many is not None
     assert (many.asked, many.mechanic_ids) == (NAMED + 1, (both,))
     assert audience.notified(BOOKING) == NAMED + 302
+
+
+def test_who_had_left_and_was_back_before_the_round_began_is_not_named() -> None:
+    back, left = uuid4(), uuid4()
+    apart = {back: 1}
+    audience = Audience(uuid4(), apart)
+    audience.asked_here(BOOKING, [back, left, *(uuid4() for _ in range(NAMED))])
+
+    apart[left] = 2
+    (reach,) = audience.reaches_here()
+
+    assert (reach.asked, reach.mechanic_ids) == (NAMED + 1, (left,))
 
 
 def test_who_is_ready_on_two_nodes_counts_once() -> None:
