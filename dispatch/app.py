@@ -29,7 +29,7 @@ from dispatch.websocket import Connection
 log = logging.getLogger(__name__)
 
 EXIT_FAILED = 1
-BACKLOG = 4096
+BACKLOG = 65_535  # as many as the kernel allows: see net.core.somaxconn
 COLLECT_AFTER = 20_000  # more objects made than freed
 
 

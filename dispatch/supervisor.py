@@ -29,7 +29,7 @@ from dispatch.errors import StartError, Unavailable
 from dispatch.migrate import connect, migrate
 from dispatch.workers import Signals, Workers, say
 
-BACKLOG = 4096
+BACKLOG = 65_535  # as many as the kernel allows: see net.core.somaxconn
 STANDIN_SECONDS = 15.0
 
 
