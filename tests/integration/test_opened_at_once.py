@@ -32,6 +32,7 @@ from tests.integration.rows import (
 )
 from tests.integration.stripe_servers import Webhook
 from tests.integration.till import PUBLIC_URL, Till, changed, open_till
+from tests.support import eventually
 
 PAUSE = "UPDATE mechanics SET available = false WHERE id = $1"
 
@@ -87,8 +88,10 @@ async def test_what_is_told_is_what_was_written_and_what_is_decided_again(
 
 
 async def until_away(anyone: Callable[[UUID], Awaitable[object]], workshop_id: UUID) -> None:
-    while await anyone(workshop_id) != "offline":
-        pass
+    async def is_away() -> bool:
+        return await anyone(workshop_id) == "offline"
+
+    await eventually(is_away)
 
 
 async def test_it_leaves_the_rows_that_making_and_opening_one_after_the_other_leave(
