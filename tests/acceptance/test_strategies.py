@@ -20,7 +20,9 @@ async def test_broadcast_goes_to_everybody_alike(city: City) -> None:
         assert (card["concern"], card["vehicle"]) == ("It smokes", "Golf, 2009")
         assert card.keys().isdisjoint({"exclusive_until", "workshop_id"})
     assert len({card["offer_id"] for card in cards}) == 1
-    status = await booking.status(status="pending", stage="open", mechanics_notified=3)
+    status = await booking.status(
+        status="pending", stage="open", mechanics_notified=3, mechanics_online=3
+    )
     assert status["expires_at"] == cards[0]["expires_at"]
     assert status.keys().isdisjoint({"stage_ends_at", "next_stage", "mechanic"})
     read = await booking.read()
