@@ -81,13 +81,13 @@ class Place:
         """So many mechanics are known to be here, to presence and to the node's own counts."""
         node = self.living.node
         await eventually(lambda: node.audience.online(a_booking()) == ready)
-        for mechanic in node.hub.mechanics():
-            while not await self._is_online(mechanic.candidate.mechanic_id):
-                pass
+        await eventually(self._are_online)
 
-    async def _is_online(self, mechanic_id: UUID) -> bool:
-        found = await self.living.node.presence.look_up([mechanic_id])
-        return found[mechanic_id].presence.value == "online"
+    async def _are_online(self) -> bool:
+        node = self.living.node
+        here = [mechanic.candidate.mechanic_id for mechanic in node.hub.mechanics()]
+        found = await node.presence.look_up(here)
+        return all(each.presence.value == "online" for each in found.values())
 
 
 @pytest.fixture
