@@ -1,11 +1,12 @@
 """Windows of their true length, passed by the database's clock. (More of it in tests/stories.)"""
 
 from datetime import timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
+import pytest
 
-from dispatch.database import Connection
+from dispatch.database import POOL_SIZE, Connection
 from tests.conftest import MakeConfig
 from tests.integration.living import LivingNode, living_node, pass_time
 from tests.integration.rows import add_mechanic, book
@@ -151,3 +152,29 @@ async def _seen(connection: Connection, request_id: UUID) -> bool:
 
 async def _stage(connection: Connection, request_id: UUID, stage: str) -> bool:
     return bool((await _status(connection, request_id))["stage"] == stage)
+
+
+async def test_thousands_due_at_once_leave_connections_for_everybody_else(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fired, running, most = list[UUID](), 0, 0
+    async with living_node(make_config()) as living:
+        dispatcher = living.node.dispatcher
+
+        async def fire(request_id: UUID) -> None:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await living.node.pool.fetchval("SELECT 1")
+            running -= 1
+            fired.append(request_id)
+
+        monkeypatch.setattr(dispatcher, "fire", fire)
+        due = [uuid4() for _ in range(1000)]
+        for request_id in due:
+            dispatcher.timers.arm(request_id, living.node.clock.now())
+
+        await eventually(lambda: len(fired) == len(due))
+
+    assert sorted(fired) == sorted(due)
+    assert most <= POOL_SIZE // 2
