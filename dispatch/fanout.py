@@ -422,7 +422,7 @@ class Fanout:
             return
         data = text_message(self.offer_for(mechanic, entry))
         self.note_shown(mechanic, entry)
-        mechanic.send(data, 1, to)
+        mechanic.post(data, 1, to)
 
     def offer_for(self, mechanic: OnlineMechanic, entry: Entry) -> bytes:
         """The card of an open booking as this mechanic sees it, in JSON."""
@@ -460,7 +460,7 @@ class Fanout:
             offering.pass_by(mechanic)
         card = self._cards.get(booking.request_id)
         if card is not None and mechanic.lose(card):
-            mechanic.send(prepare(OfferRevoked(offer_id=booking.offer_id, reason="withdrawn")))
+            mechanic.post(prepare(OfferRevoked(offer_id=booking.offer_id, reason="withdrawn")))
         elif offering is None:
             return
         self._rule_out(mechanic, booking, reason)

@@ -120,7 +120,7 @@ class OnlineMechanic:
         """She has it no longer; False when she did not have it."""
         return bool(card.take_back((self,)))
 
-    def send(self, data: bytes, offers: int = 0, to: "Iterable[Socket] | None" = None) -> None:
+    def post(self, data: bytes, offers: int = 0, to: "Iterable[Socket] | None" = None) -> None:
         """Posts prepared bytes to every device, or to these; so many offers are in them."""
         for socket in self.sockets if to is None else to:
             socket.offers_sent += offers

@@ -171,42 +171,48 @@ def decide(booking: Booking, event: Event, now: datetime, policy: Policy) -> Dec
     return replace(decision, booking=replace(after, version=booking.version + 1))
 
 
+# What stands in a booking that nobody has been asked about, and nothing has happened to.
+UNTOUCHED: Final[dict[str, Any]] = {
+    "excluded": (),
+    "stage": None,
+    "generation": 1,
+    "version": 1,
+    "attempt": 1,
+    "mechanic_id": None,
+    "accept_id": None,
+    "workshop_id": None,
+    "customer_joined_at": None,
+    "mechanic_joined_at": None,
+    "accepted_at": None,
+    "stage_ends_at": None,
+    "next_attempt_at": None,
+    "seen_at": None,
+    "priority_notified_at": None,
+    "fallback_broadcast_at": None,
+    "join_by": None,
+    "started_at": None,
+    "ends_at": None,
+    "warned_at": None,
+    "ended_by": None,
+}
+
+
 def made(
     wish: Wish, request_id: UUID, session_id: UUID, offer_id: UUID, now: datetime, policy: Policy
 ) -> Booking:
     """A booking for now as the factory makes it: nobody has been asked yet."""
     return Booking(
         **asdict(wish),
+        **UNTOUCHED,
         request_id=request_id,
         session_id=session_id,
         offer_id=offer_id,
-        excluded=(),
         status=RequestStatus.PENDING,
         session_status=SessionStatus.PENDING,
-        stage=None,
-        generation=1,
-        version=1,
-        attempt=1,
-        mechanic_id=None,
-        accept_id=None,
-        workshop_id=None,
-        customer_joined_at=None,
-        mechanic_joined_at=None,
         created_at=now,
         opens_at=now,
         slot_ends_at=None,
         expires_at=now + _seconds(policy.request_ttl_seconds),
-        accepted_at=None,
-        stage_ends_at=None,
-        next_attempt_at=None,
-        seen_at=None,
-        priority_notified_at=None,
-        fallback_broadcast_at=None,
-        join_by=None,
-        started_at=None,
-        ends_at=None,
-        warned_at=None,
-        ended_by=None,
         message=messages.CREATED,
     )
 

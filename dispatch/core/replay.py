@@ -14,7 +14,7 @@ from uuid import UUID
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
-from dispatch.core.lifecycle import decide
+from dispatch.core.lifecycle import UNTOUCHED, decide
 from dispatch.core.types import (
     Booking,
     Event,
@@ -75,32 +75,12 @@ def first_state(record: Record) -> Booking:
     later = now.opens_at > now.created_at
     return replace(
         now,
+        **UNTOUCHED,
         offer_id=record.offer_ids[1],
         waiver_signed=False,
-        excluded=(),
         status=RequestStatus.SCHEDULED if later else RequestStatus.PENDING,
         session_status=SessionStatus.SCHEDULED if later else SessionStatus.PENDING,
-        stage=None,
-        generation=1,
-        version=1,
-        attempt=1,
-        mechanic_id=None,
-        accept_id=None,
-        workshop_id=None,
-        customer_joined_at=None,
-        mechanic_joined_at=None,
         expires_at=record.first_expires_at,
-        accepted_at=None,
-        stage_ends_at=None,
-        next_attempt_at=None,
-        seen_at=None,
-        priority_notified_at=None,
-        fallback_broadcast_at=None,
-        join_by=None,
-        started_at=None,
-        ends_at=None,
-        warned_at=None,
-        ended_by=None,
         message=record.first_message,
     )
 

@@ -22,7 +22,6 @@ from dispatch.core.types import Booking, Role, Stage
 from dispatch.database import Connection, Pool
 from dispatch.fairness import explain_mechanic
 from dispatch.fanout import Fanout
-from dispatch.hints import Display, Entry
 from dispatch.hub import NOBODY, Group, Hub, OnlineMechanic
 from dispatch.metrics import Metrics
 from dispatch.protocol import timestamp
@@ -424,24 +423,12 @@ def test_who_stands_behind_those_who_may_not_have_it_is_not_first_more_often(
         hub.add_mechanic(Receiver(mechanic_id, order), facts, builders.T0)
 
     for _ in range(broadcasts):
-        fanout.apply(entry_of(builders.booking(stage=Stage.OPEN)))
+        fanout.apply(builders.entry_of(builders.booking(stage=Stage.OPEN)))
 
     assert len(order) == broadcasts * 10
     counts = Counter(order[::10])
     # 9 degrees of freedom: it is 45 or more once in a million times.
     assert chi_square(list(counts.values()), 10) < 45
-
-
-def entry_of(booking: Booking) -> Entry:
-    display = Display(
-        customer_name="Kim",
-        vehicle=None,
-        concern=None,
-        mechanic_name=None,
-        mechanic_workshop_id=None,
-        mechanic_rating=None,
-    )
-    return Entry(booking=booking, display=display, paid=False)
 
 
 async def test_over_real_sockets_nobody_is_first_more_often_than_chance_has_it(

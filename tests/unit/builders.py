@@ -33,6 +33,7 @@ from dispatch.core.types import (
     SessionStatus,
     Wish,
 )
+from dispatch.hints import Display, Entry
 
 T0: Final = datetime(2031, 5, 1, 9, 0, tzinfo=UTC)
 POLICY: Final = Policy()
@@ -69,6 +70,19 @@ def booking(**changes: Any) -> Booking:
     )
     fresh = made(wish, uuid4(), uuid4(), uuid4(), T0, POLICY)
     return replace(fresh, **changes)
+
+
+def entry_of(booking: Booking) -> Entry:
+    """The booking as boards keep it."""
+    display = Display(
+        customer_name="Kim",
+        vehicle=None,
+        concern=None,
+        mechanic_name=None,
+        mechanic_workshop_id=None,
+        mechanic_rating=None,
+    )
+    return Entry(booking=booking, display=display, paid=False)
 
 
 def scheduled(**changes: Any) -> Booking:

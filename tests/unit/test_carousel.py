@@ -24,14 +24,14 @@ from dispatch.carousel import Carousel
 from dispatch.core import routing
 from dispatch.core.types import Booking, Candidate, RequestStatus, Role, Routing, Stage
 from dispatch.fanout import Fanout
-from dispatch.hints import Display, Entry
+from dispatch.hints import Entry
 from dispatch.hub import Card, Hub, Letter, OnlineMechanic
 from dispatch.metrics import Metrics
 from dispatch.protocol import CloseCode, ServerFrame, prepare
 from dispatch.waterfall import Waterfall
 from tests.support import eventually
 from tests.unit import builders
-from tests.unit.builders import NORTH, SOUTH, T0
+from tests.unit.builders import NORTH, SOUTH, T0, entry_of
 
 OVER = ("taken", "cancelled", "expired")
 
@@ -80,18 +80,6 @@ class Device:
             else:
                 screen.pop(offer_id, None)
         return screen
-
-
-def entry_of(booking: Booking) -> Entry:
-    display = Display(
-        customer_name="Kim",
-        vehicle=None,
-        concern=None,
-        mechanic_name=None,
-        mechanic_workshop_id=None,
-        mechanic_rating=None,
-    )
-    return Entry(booking=booking, display=display, paid=False)
 
 
 class Broadcasts(RuleBasedStateMachine):
