@@ -41,6 +41,14 @@ CREATE TABLE nodes (
     started_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
+-- What happens at a time for the whole cluster: whoever claims a row that is due runs it.
+CREATE TABLE jobs (
+    name        text PRIMARY KEY,
+    due_at      timestamptz NOT NULL,
+    last_run_at timestamptz,
+    last_error  text
+);
+
 
 -- ---------------------------------------------------------------------------------------------
 -- People and places
@@ -86,6 +94,7 @@ CREATE TABLE organizations (
     stripe_connect_account_id   text,
     stripe_onboarding_completed boolean NOT NULL DEFAULT false,
     stripe_payouts_enabled      boolean NOT NULL DEFAULT false,
+    stripe_read_at              timestamptz,  -- what stands there of Stripe is of this moment or later
     platform_fee_percentage     numeric(5, 2) NOT NULL DEFAULT 20
                                 CHECK (platform_fee_percentage BETWEEN 0 AND 100),
     custom_fee_agreement        boolean NOT NULL DEFAULT false,
@@ -118,13 +127,17 @@ CREATE TABLE mechanics (
     available                 boolean NOT NULL DEFAULT true,
     is_online                 boolean NOT NULL DEFAULT false,
     last_seen                 timestamptz,
-    stripe_connect_account_id text,
-    stripe_payouts_enabled    boolean NOT NULL DEFAULT false,
+    stripe_connect_account_id   text,
+    stripe_onboarding_completed boolean NOT NULL DEFAULT false,
+    stripe_payouts_enabled      boolean NOT NULL DEFAULT false,
+    stripe_read_at              timestamptz,
     deleted_at                timestamptz,
     changed_at                timestamptz NOT NULL DEFAULT clock_timestamp(),
     CHECK ((account_type = 'workshop') = (workshop_id IS NOT NULL))
 );
 CREATE INDEX mechanics_workshop_id_idx ON mechanics (workshop_id);
+CREATE UNIQUE INDEX organizations_stripe_account_key ON organizations (stripe_connect_account_id);
+CREATE UNIQUE INDEX mechanics_stripe_account_key ON mechanics (stripe_connect_account_id);
 CREATE INDEX mechanics_changed_at_idx ON mechanics (changed_at);
 
 -- changed_at moves with every fact that routing uses, so that nodes find what a lost hint told them.
@@ -475,6 +488,8 @@ CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON request_receipts
 -- Money
 -- ---------------------------------------------------------------------------------------------
 
+-- One for each Checkout Session: the fulfilment key. `amount_cents` and `currency` are what we asked
+-- for (of money that we did not ask for, what came), `received_…` what came, once it has.
 CREATE TABLE payments (
     id                uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     customer_id       uuid REFERENCES customers,
@@ -485,15 +500,36 @@ CREATE TABLE payments (
     payment_intent    text,
     amount_cents      integer NOT NULL CHECK (amount_cents >= 0),
     currency          text NOT NULL,
+    received_cents    integer CHECK (received_cents >= 0),
+    received_currency text,
+    refunded_cents    integer NOT NULL DEFAULT 0 CHECK (refunded_cents >= 0),
+    credited_cents    integer NOT NULL DEFAULT 0 CHECK (credited_cents >= 0),  -- given back as credits
+    refunds_read_at   timestamptz,  -- what Stripe gave back, as of this moment or later
     status            text NOT NULL DEFAULT 'created' CHECK (status IN ('created', 'paid', 'fulfilled',
                       'held', 'refunding', 'refunded', 'expired', 'failed')),
     checkout_url      text,
     note              text,
     created_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
-    CHECK (status <> 'fulfilled' OR session_id IS NOT NULL)
+    moved_at          timestamptz,  -- when its customer was last to be told of it
+    CHECK (status <> 'fulfilled' OR (session_id IS NOT NULL AND received_cents IS NOT NULL)),
+    CHECK ((received_cents IS NULL) = (received_currency IS NULL))
 );
 CREATE INDEX payments_intake_idx ON payments (intake_id);
 CREATE INDEX payments_payment_intent_idx ON payments (payment_intent);
+CREATE INDEX payments_customer_idx ON payments (customer_id, created_at DESC);
+CREATE INDEX payments_moved_idx ON payments (moved_at) WHERE moved_at IS NOT NULL;
+
+-- Money that is held or goes back is told to its customer: nodes find it here (C3, C6).
+CREATE FUNCTION payment_move() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.moved_at := clock_timestamp();
+    RETURN NEW;
+END $$;
+CREATE TRIGGER payment_move
+    BEFORE UPDATE OF status, refunded_cents ON payments
+    FOR EACH ROW WHEN (NEW.status IN ('held', 'refunding', 'refunded')
+                       OR NEW.refunded_cents <> OLD.refunded_cents)
+    EXECUTE FUNCTION payment_move();
 
 CREATE TABLE stripe_events (
     id          text PRIMARY KEY,
@@ -502,10 +538,165 @@ CREATE TABLE stripe_events (
     outcome     text NOT NULL
 );
 
+-- Money to a connected account, one transfer each: the outbox delivers it under the payout's id.
+CREATE TABLE payouts (
+    id                 uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    workshop_id        uuid REFERENCES organizations,
+    mechanic_id        uuid REFERENCES mechanics,
+    stripe_account_id  text NOT NULL,
+    amount_cents       integer NOT NULL CHECK (amount_cents > 0),
+    currency           text NOT NULL,
+    status             text NOT NULL DEFAULT 'pending'
+                       CHECK (status IN ('pending', 'processing', 'paid', 'failed')),
+    stripe_transfer_id text UNIQUE,
+    reversed_cents     integer NOT NULL DEFAULT 0 CHECK (reversed_cents >= 0),  -- as Stripe says
+    cause              text NOT NULL CHECK (cause IN ('hand', 'schedule')),
+    created_by         uuid REFERENCES users,
+    note               text,
+    created_at         timestamptz NOT NULL DEFAULT dispatch_now(),
+    settled_at         timestamptz,
+    CHECK (num_nonnulls(workshop_id, mechanic_id) = 1),
+    CHECK (status <> 'paid' OR stripe_transfer_id IS NOT NULL)
+);
+CREATE INDEX payouts_created_idx ON payouts (created_at);
+CREATE INDEX payouts_workshop_idx ON payouts (workshop_id, created_at DESC);
+CREATE INDEX payouts_mechanic_idx ON payouts (mechanic_id, created_at DESC);
+CREATE INDEX payouts_unsettled_idx ON payouts (created_at) WHERE status IN ('pending', 'processing');
+
+-- What a session earned, written once when it is completed (M1, M2). The parts of the gross amount stay
+-- as they were; `reversed_cents` is what of the row's own net was taken back by refunds. A workshop has
+-- a row where it served, or where the customer named it and somebody else served (`is_referral`).
+CREATE TABLE workshop_earnings (
+    id                      uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    session_id              uuid NOT NULL UNIQUE REFERENCES sessions,
+    workshop_id             uuid NOT NULL REFERENCES organizations,
+    mechanic_id             uuid NOT NULL REFERENCES mechanics,
+    is_referral             boolean NOT NULL,
+    currency                text NOT NULL,
+    gross_amount_cents      integer NOT NULL CHECK (gross_amount_cents > 0),
+    platform_fee_percentage numeric(5, 2) NOT NULL,
+    platform_fee_cents      integer NOT NULL CHECK (platform_fee_cents >= 0),
+    mechanic_net_cents      integer NOT NULL CHECK (mechanic_net_cents >= 0),
+    workshop_net_cents      integer NOT NULL CHECK (workshop_net_cents >= 0),
+    reversed_cents          integer NOT NULL DEFAULT 0
+                            CHECK (reversed_cents BETWEEN 0 AND workshop_net_cents),
+    payout_status           text NOT NULL DEFAULT 'pending'
+                            CHECK (payout_status IN ('pending', 'processing', 'paid', 'failed')),
+    payout_id               uuid REFERENCES payouts,
+    created_at              timestamptz NOT NULL DEFAULT dispatch_now(),
+    CHECK (gross_amount_cents = platform_fee_cents + mechanic_net_cents + workshop_net_cents),
+    CHECK ((payout_status = 'pending') = (payout_id IS NULL))
+);
+CREATE INDEX workshop_earnings_workshop_idx ON workshop_earnings (workshop_id, created_at DESC);
+CREATE INDEX workshop_earnings_payout_idx ON workshop_earnings (payout_id);
+CREATE INDEX workshop_earnings_due_idx ON workshop_earnings (workshop_id)
+    WHERE payout_status IN ('pending', 'failed');
+
+-- Of mechanics who are paid directly; `workshop_fee_cents` is the referring workshop's part.
+CREATE TABLE mechanic_earnings (
+    id                      uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    session_id              uuid NOT NULL UNIQUE REFERENCES sessions,
+    mechanic_id             uuid NOT NULL REFERENCES mechanics,
+    currency                text NOT NULL,
+    gross_amount_cents      integer NOT NULL CHECK (gross_amount_cents > 0),
+    platform_fee_percentage numeric(5, 2) NOT NULL,
+    platform_fee_cents      integer NOT NULL CHECK (platform_fee_cents >= 0),
+    workshop_fee_cents      integer NOT NULL CHECK (workshop_fee_cents >= 0),
+    mechanic_net_cents      integer NOT NULL CHECK (mechanic_net_cents >= 0),
+    reversed_cents          integer NOT NULL DEFAULT 0
+                            CHECK (reversed_cents BETWEEN 0 AND mechanic_net_cents),
+    payout_status           text NOT NULL DEFAULT 'pending'
+                            CHECK (payout_status IN ('pending', 'processing', 'paid', 'failed')),
+    payout_id               uuid REFERENCES payouts,
+    created_at              timestamptz NOT NULL DEFAULT dispatch_now(),
+    CHECK (gross_amount_cents = platform_fee_cents + workshop_fee_cents + mechanic_net_cents),
+    CHECK ((payout_status = 'pending') = (payout_id IS NULL))
+);
+CREATE INDEX mechanic_earnings_mechanic_idx ON mechanic_earnings (mechanic_id, created_at DESC);
+CREATE INDEX mechanic_earnings_payout_idx ON mechanic_earnings (payout_id);
+CREATE INDEX mechanic_earnings_due_idx ON mechanic_earnings (mechanic_id)
+    WHERE payout_status IN ('pending', 'failed');
+
+-- What was taken back after it was in a payout: the outbox reverses so much of the transfer.
+CREATE TABLE payout_reversals (
+    id                 uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    payout_id          uuid NOT NULL REFERENCES payouts,
+    session_id         uuid NOT NULL REFERENCES sessions,
+    amount_cents       integer NOT NULL CHECK (amount_cents > 0),
+    status             text NOT NULL DEFAULT 'pending'
+                       CHECK (status IN ('pending', 'reversed', 'failed', 'void')),  -- void: never paid
+    stripe_reversal_id text UNIQUE,
+    note               text,
+    created_at         timestamptz NOT NULL DEFAULT dispatch_now(),
+    CHECK ((status = 'reversed') = (stripe_reversal_id IS NOT NULL))
+);
+CREATE INDEX payout_reversals_payout_idx ON payout_reversals (payout_id);
+
+-- The ledger of credits, in double entry: each transaction moves an amount from one account to another,
+-- as two lines that sum to nothing. Accounts, all of one customer: `customer` is what she may spend;
+-- `session` what is set aside for a booking of hers; `earnings` what completed ones took; `payments`
+-- and `grants` are where credits come from, so their balances are below zero.
+CREATE TABLE credit_entries (
+    id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    transaction_id uuid NOT NULL,
+    customer_id    uuid NOT NULL REFERENCES customers,
+    account        text NOT NULL CHECK (account IN ('customer', 'session', 'earnings', 'payments', 'grants')),
+    seq            integer NOT NULL,  -- 1, 2, 3 … of this account
+    amount_cents   integer NOT NULL CHECK (amount_cents <> 0),
+    balance_cents  integer NOT NULL,  -- of this account after it
+    currency       text NOT NULL,
+    session_id     uuid REFERENCES sessions,
+    payment_id     uuid REFERENCES payments,
+    reason         text NOT NULL,
+    at             timestamptz NOT NULL DEFAULT dispatch_now(),
+    UNIQUE (transaction_id, account),
+    UNIQUE (customer_id, currency, account, seq),
+    CONSTRAINT credits_never_below_zero
+        CHECK (account NOT IN ('customer', 'session', 'earnings') OR balance_cents >= 0)
+);
+-- A booking sets credits aside once, and they leave again once: back, or to who served it.
+CREATE UNIQUE INDEX credit_entries_set_aside_key
+    ON credit_entries (session_id) WHERE account = 'session' AND amount_cents > 0;
+CREATE UNIQUE INDEX credit_entries_set_free_key
+    ON credit_entries (session_id) WHERE account = 'session' AND amount_cents < 0;
+CREATE UNIQUE INDEX credit_entries_payment_key
+    ON credit_entries (payment_id) WHERE account = 'payments';
+
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON credit_entries
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+
+-- Each line follows the one before it of the same account; the customer's row is the lock.
+CREATE FUNCTION credit_entry_follow() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    last credit_entries;
+BEGIN
+    PERFORM 1 FROM customers WHERE id = NEW.customer_id FOR NO KEY UPDATE;
+    SELECT * INTO last FROM credit_entries e
+     WHERE e.customer_id = NEW.customer_id AND e.currency = NEW.currency AND e.account = NEW.account
+     ORDER BY e.seq DESC LIMIT 1;
+    NEW.seq := coalesce(last.seq, 0) + 1;
+    NEW.balance_cents := coalesce(last.balance_cents, 0) + NEW.amount_cents;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER credit_entry_follow BEFORE INSERT ON credit_entries
+    FOR EACH ROW EXECUTE FUNCTION credit_entry_follow();
+
+CREATE FUNCTION credit_transaction_balances() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF (SELECT sum(amount_cents) <> 0 OR count(DISTINCT (currency, customer_id)) <> 1
+          FROM credit_entries WHERE transaction_id = NEW.transaction_id) THEN
+        RAISE check_violation USING MESSAGE = format('transaction %s does not balance', NEW.transaction_id),
+                                    CONSTRAINT = 'credits_balance';
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER credit_transaction_balances AFTER INSERT ON credit_entries
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION credit_transaction_balances();
+
 -- Effects to be delivered outside the database, each once, by whichever node claims it.
 CREATE TABLE outbox (
     id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    kind            text NOT NULL CHECK (kind IN ('refund', 'push')),
+    kind            text NOT NULL CHECK (kind IN ('refund', 'transfer', 'reversal', 'push')),
     idempotency_key text NOT NULL UNIQUE,
     payload         jsonb NOT NULL,
     attempts        integer NOT NULL DEFAULT 0,
@@ -564,6 +755,9 @@ SELECT b.request_id, b.session_id, b.customer_id, b.mechanic_id, b.status, b.ver
                'mechanic_workshop_id', m.workshop_id,
                'mechanic_rating', m.rating),
            'paid', EXISTS (SELECT 1 FROM payments pay WHERE pay.session_id = b.session_id)
+                   OR EXISTS (SELECT 1 FROM credit_entries e
+                               WHERE e.session_id = b.session_id AND e.account = 'session'
+                                 AND e.amount_cents > 0)
        ) AS entry
   FROM booking_states b
   JOIN sessions s ON s.id = b.session_id
@@ -745,8 +939,8 @@ BEGIN
 END $$;
 
 -- The one factory of sessions (S1): session, customer participant, queued assignment, request and
--- a `created` event. A violation of sessions_one_live_per_customer or slots_not_overfull is the
--- caller's to name; nothing is left behind.
+-- a `created` event. A violation of sessions_one_live_per_customer, slots_not_overfull or slots_not_over
+-- is the caller's to name; nothing is left behind.
 --
 -- With p_opened (the JSON of a `change`) a booking for now is in its first stage at once: as it was
 -- decided, under the ids that were chosen for it, with what that change records. Raises where that was
@@ -777,6 +971,10 @@ BEGIN
         b.status := 'pending';
         IF i.slot_id IS NOT NULL THEN
             SELECT * INTO STRICT slot FROM slots WHERE id = i.slot_id;
+            IF slot.ends_at <= b.opens_at THEN
+                RAISE check_violation USING MESSAGE = format('slot %s is over', slot.id),
+                                            CONSTRAINT = 'slots_not_over';
+            END IF;
             IF slot.starts_at > b.opens_at THEN
                 b.opens_at := slot.starts_at;
                 b.status := 'scheduled';
@@ -884,6 +1082,7 @@ BEGIN
       FROM create_session(v_intake, p_stripe_session_id, p_ttl, p_message, p_opened) c;
     UPDATE payments p
        SET status = 'fulfilled', session_id = v_session, stripe_session_id = p_stripe_session_id,
+           received_cents = p.amount_cents, received_currency = p.currency,
            payment_intent = coalesce(p_payment_intent, p.payment_intent)
      WHERE p.id = p_payment_id;
     RETURN true;
@@ -950,6 +1149,9 @@ BEGIN
        AND p.joined_at IS DISTINCT FROM CASE p.role WHEN 'customer' THEN b.customer_joined_at
                                                     ELSE b.mechanic_joined_at END;
     PERFORM record_change(c);
+    IF b.session_status = 'completed' THEN
+        PERFORM record_session_earnings(b.session_id);
+    END IF;
 END $$;
 
 -- The seat of a slot is free again when its booking ends unserved.
@@ -1103,3 +1305,282 @@ BEGIN
     END IF;
     RETURN NEXT;
 END $$;
+
+-- ---------------------------------------------------------------------------------------------
+-- Dividing money
+-- ---------------------------------------------------------------------------------------------
+
+-- M1, as core/money.py says it: what each has of the gross amount, in cents that add up to it. Where the
+-- customer named a workshop and another's or an independent mechanic served, `referral_cents` go to
+-- the named one and the rest to the mechanic herself. Shares are rounded half up.
+CREATE FUNCTION calculate_revenue_split(
+    p_gross_cents integer, p_serving_workshop_id uuid, p_preferred_workshop_id uuid,
+    p_platform_fee_percentage numeric DEFAULT 20
+) RETURNS TABLE (platform_fee_cents integer, referral_cents integer, workshop_net_cents integer,
+                 mechanic_net_cents integer)
+LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+    v_referred boolean := p_preferred_workshop_id IS NOT NULL
+                      AND p_preferred_workshop_id IS DISTINCT FROM p_serving_workshop_id;
+    v_rest     integer;
+BEGIN
+    platform_fee_cents := round(p_gross_cents * p_platform_fee_percentage / 100);
+    v_rest := p_gross_cents - platform_fee_cents;
+    referral_cents := CASE WHEN v_referred THEN least(round(p_gross_cents * 0.10), v_rest) ELSE 0 END;
+    v_rest := v_rest - referral_cents;
+    workshop_net_cents := CASE WHEN v_referred OR p_serving_workshop_id IS NULL THEN 0 ELSE v_rest END;
+    mechanic_net_cents := v_rest - workshop_net_cents;
+    RETURN NEXT;
+END $$;
+
+-- Moves credits of one customer from one account to another, as one transaction of the ledger. Raises
+-- a violation of credits_never_below_zero where there are too few.
+CREATE FUNCTION move_credits(
+    p_transaction_id uuid, p_customer_id uuid, p_from text, p_to text, p_amount_cents integer,
+    p_currency text, p_reason text, p_session_id uuid DEFAULT NULL, p_payment_id uuid DEFAULT NULL
+) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO credit_entries (transaction_id, customer_id, account, amount_cents, currency, reason,
+                                session_id, payment_id)
+    VALUES (p_transaction_id, p_customer_id, p_from, -p_amount_cents, p_currency, p_reason,
+            p_session_id, p_payment_id),
+           (p_transaction_id, p_customer_id, p_to, p_amount_cents, p_currency, p_reason,
+            p_session_id, p_payment_id)
+$$;
+
+-- The credits that are set aside for a session leave it, to `customer` or `earnings`, once. Returns how
+-- much that was, with its currency; null where there are none.
+CREATE FUNCTION release_credits(p_session_id uuid, p_to text, p_reason text)
+RETURNS TABLE (amount_cents integer, currency text) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_customer uuid;
+BEGIN
+    SELECT e.customer_id, sum(e.amount_cents)::integer, min(e.currency)
+      INTO v_customer, amount_cents, currency
+      FROM credit_entries e WHERE e.session_id = p_session_id AND e.account = 'session'
+     GROUP BY e.customer_id HAVING sum(e.amount_cents) > 0;
+    IF FOUND THEN
+        PERFORM move_credits(gen_random_uuid(), v_customer, 'session', p_to, amount_cents, currency,
+                             p_reason, p_session_id);
+        RETURN NEXT;
+    END IF;
+END $$;
+
+-- What a completed session earned, once, whoever calls and how often (S9, M2): of the money that was
+-- received for it, or of the credits that were set aside. The caller holds the session's row.
+CREATE FUNCTION record_session_earnings(p_session_id uuid) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    s        sessions;
+    v_gross  integer;
+    v_currency text;
+    v_fee    numeric;
+    share    record;
+BEGIN
+    SELECT * INTO STRICT s FROM sessions WHERE id = p_session_id;
+    IF s.status <> 'completed' THEN
+        RAISE EXCEPTION 'session % is %', s.id, s.status;
+    END IF;
+    SELECT p.received_cents, p.received_currency INTO v_gross, v_currency
+      FROM payments p WHERE p.session_id = s.id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        SELECT c.amount_cents, c.currency INTO v_gross, v_currency
+          FROM release_credits(s.id, 'earnings', 'completed') c;
+    END IF;
+    IF coalesce(v_gross, 0) = 0 THEN
+        RETURN;  -- free sessions earn nothing
+    END IF;
+    SELECT coalesce(min(o.platform_fee_percentage), 20) INTO v_fee
+      FROM organizations o WHERE o.id = s.workshop_id AND o.custom_fee_agreement;
+    SELECT * INTO share
+      FROM calculate_revenue_split(v_gross, s.workshop_id, s.preferred_workshop_id, v_fee);
+    IF s.workshop_id IS NULL OR s.preferred_workshop_id <> s.workshop_id THEN
+        INSERT INTO mechanic_earnings (session_id, mechanic_id, currency, gross_amount_cents,
+                                       platform_fee_percentage, platform_fee_cents,
+                                       workshop_fee_cents, mechanic_net_cents)
+        VALUES (s.id, s.mechanic_id, v_currency, v_gross, v_fee, share.platform_fee_cents,
+                share.referral_cents, share.mechanic_net_cents)
+        ON CONFLICT (session_id) DO NOTHING;
+    END IF;
+    IF coalesce(s.preferred_workshop_id, s.workshop_id) IS NOT NULL THEN
+        INSERT INTO workshop_earnings (session_id, workshop_id, mechanic_id, is_referral, currency,
+                                       gross_amount_cents, platform_fee_percentage,
+                                       platform_fee_cents, mechanic_net_cents, workshop_net_cents)
+        VALUES (s.id, coalesce(s.preferred_workshop_id, s.workshop_id), s.mechanic_id,
+                s.preferred_workshop_id IS DISTINCT FROM s.workshop_id
+                    AND s.preferred_workshop_id IS NOT NULL,
+                v_currency, v_gross, v_fee, share.platform_fee_cents, share.mechanic_net_cents,
+                share.referral_cents + share.workshop_net_cents)
+        ON CONFLICT (session_id) DO NOTHING;
+    END IF;
+    PERFORM take_back_earnings(s.id);
+END $$;
+
+-- What was paid for a session went back, in part or all: each keeps its share of what is left, by the
+-- fee of then, and never gets back what was taken. What was in a payout already is to be reversed. The
+-- caller holds the session's row; a session without earnings is left as it is.
+CREATE FUNCTION take_back_earnings(p_session_id uuid) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    s      sessions;
+    v_back integer;
+    share  record;
+    m      mechanic_earnings;
+    w      workshop_earnings;
+    v_more integer;
+BEGIN
+    SELECT * INTO STRICT s FROM sessions WHERE id = p_session_id;
+    SELECT p.refunded_cents + p.credited_cents INTO v_back FROM payments p WHERE p.session_id = s.id;
+    IF coalesce(v_back, 0) = 0 THEN
+        RETURN;
+    END IF;
+    SELECT * INTO m FROM mechanic_earnings e WHERE e.session_id = s.id FOR NO KEY UPDATE;
+    SELECT * INTO w FROM workshop_earnings e WHERE e.session_id = s.id FOR NO KEY UPDATE;
+    SELECT * INTO share
+      FROM calculate_revenue_split(
+               greatest(coalesce(m.gross_amount_cents, w.gross_amount_cents) - v_back, 0),
+               s.workshop_id, s.preferred_workshop_id,
+               coalesce(m.platform_fee_percentage, w.platform_fee_percentage));
+    v_more := m.mechanic_net_cents - share.mechanic_net_cents - m.reversed_cents;
+    IF v_more > 0 THEN
+        UPDATE mechanic_earnings SET reversed_cents = reversed_cents + v_more WHERE id = m.id;
+        PERFORM reverse_payout(m.payout_id, s.id, v_more);
+    END IF;
+    v_more := w.workshop_net_cents - (share.workshop_net_cents + share.referral_cents) - w.reversed_cents;
+    IF v_more > 0 THEN
+        UPDATE workshop_earnings SET reversed_cents = reversed_cents + v_more WHERE id = w.id;
+        PERFORM reverse_payout(w.payout_id, s.id, v_more);
+    END IF;
+END $$;
+
+-- So much of a payout is to come back, where it was not refused: delivered by the outbox, which waits
+-- until it is known.
+CREATE FUNCTION reverse_payout(p_payout_id uuid, p_session_id uuid, p_amount_cents integer)
+RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    v_id uuid;
+BEGIN
+    INSERT INTO payout_reversals (payout_id, session_id, amount_cents)
+    SELECT p.id, p_session_id, p_amount_cents
+      FROM payouts p WHERE p.id = p_payout_id AND p.status <> 'failed'
+    RETURNING id INTO v_id;
+    IF FOUND THEN
+        INSERT INTO outbox (kind, idempotency_key, payload, next_try_at)
+        VALUES ('reversal', 'reversal-' || v_id, jsonb_build_object('reversal_id', v_id), dispatch_now());
+    END IF;
+END $$;
+
+-- What customers may spend.
+CREATE VIEW credit_balances AS
+SELECT DISTINCT ON (customer_id, currency) customer_id, currency, balance_cents
+  FROM credit_entries WHERE account = 'customer' ORDER BY customer_id, currency, seq DESC;
+
+-- What is owed and not in a payout that was made or is under way, one line for each party and currency.
+CREATE VIEW payouts_due AS
+SELECT e.workshop_id, NULL::uuid AS mechanic_id, o.name, e.currency,
+       sum(e.workshop_net_cents - e.reversed_cents)::integer AS due_cents,
+       o.stripe_connect_account_id, o.stripe_payouts_enabled
+  FROM workshop_earnings e JOIN organizations o ON o.id = e.workshop_id
+ WHERE e.payout_status IN ('pending', 'failed')
+ GROUP BY e.workshop_id, o.id, e.currency
+UNION ALL
+SELECT NULL, e.mechanic_id, u.name, e.currency,
+       sum(e.mechanic_net_cents - e.reversed_cents)::integer,
+       m.stripe_connect_account_id, m.stripe_payouts_enabled
+  FROM mechanic_earnings e JOIN mechanics m ON m.id = e.mechanic_id JOIN users u ON u.id = m.id
+ WHERE e.payout_status IN ('pending', 'failed')
+ GROUP BY e.mechanic_id, m.id, u.name, e.currency;
+
+-- Everything that is owed to one party (a workshop, or else a mechanic) in one currency becomes one
+-- payout, and one transfer in the outbox. Null where it is less than p_minimum_cents, or there is no
+-- account that takes payouts. Two at once make one.
+CREATE FUNCTION make_payout(
+    p_workshop_id uuid, p_mechanic_id uuid, p_currency text, p_minimum_cents integer,
+    p_cause text, p_created_by uuid
+) RETURNS uuid LANGUAGE plpgsql AS $$
+DECLARE
+    v_account text;
+    v_sum     integer;
+    v_id      uuid;
+BEGIN
+    IF p_workshop_id IS NOT NULL THEN
+        SELECT stripe_connect_account_id INTO v_account FROM organizations
+         WHERE id = p_workshop_id AND stripe_payouts_enabled FOR NO KEY UPDATE;
+        SELECT sum(workshop_net_cents - reversed_cents) INTO v_sum FROM (
+            SELECT * FROM workshop_earnings
+             WHERE workshop_id = p_workshop_id AND currency = p_currency
+               AND payout_status IN ('pending', 'failed') ORDER BY session_id FOR NO KEY UPDATE) due;
+    ELSE
+        SELECT stripe_connect_account_id INTO v_account FROM mechanics
+         WHERE id = p_mechanic_id AND stripe_payouts_enabled FOR NO KEY UPDATE;
+        SELECT sum(mechanic_net_cents - reversed_cents) INTO v_sum FROM (
+            SELECT * FROM mechanic_earnings
+             WHERE mechanic_id = p_mechanic_id AND currency = p_currency
+               AND payout_status IN ('pending', 'failed') ORDER BY session_id FOR NO KEY UPDATE) due;
+    END IF;
+    IF v_account IS NULL OR coalesce(v_sum, 0) < greatest(p_minimum_cents, 1) THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO payouts (workshop_id, mechanic_id, stripe_account_id, amount_cents, currency, cause,
+                         created_by)
+    VALUES (p_workshop_id, p_mechanic_id, v_account, v_sum, p_currency, p_cause, p_created_by)
+    RETURNING id INTO v_id;
+    UPDATE workshop_earnings SET payout_status = 'processing', payout_id = v_id
+     WHERE workshop_id = p_workshop_id AND currency = p_currency
+       AND payout_status IN ('pending', 'failed');
+    UPDATE mechanic_earnings SET payout_status = 'processing', payout_id = v_id
+     WHERE p_workshop_id IS NULL AND mechanic_id = p_mechanic_id AND currency = p_currency
+       AND payout_status IN ('pending', 'failed');
+    INSERT INTO outbox (kind, idempotency_key, payload, next_try_at)
+    VALUES ('transfer', 'payout-' || v_id, jsonb_build_object('payout_id', v_id), dispatch_now());
+    RETURN v_id;
+END $$;
+
+-- What became of a payout: `paid` by this transfer, or `failed`. False where it was settled before; also
+-- where it failed and its transfer is there all the same: that is noted, for a person.
+CREATE FUNCTION settle_payout(p_payout_id uuid, p_status text, p_transfer_id text, p_note text)
+RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM 1 FROM workshop_earnings WHERE payout_id = p_payout_id ORDER BY session_id FOR NO KEY UPDATE;
+    PERFORM 1 FROM mechanic_earnings WHERE payout_id = p_payout_id ORDER BY session_id FOR NO KEY UPDATE;
+    UPDATE payouts SET stripe_transfer_id = coalesce(stripe_transfer_id, p_transfer_id)
+     WHERE id = p_payout_id;
+    UPDATE payouts
+       SET status = p_status, note = p_note, settled_at = dispatch_now()
+     WHERE id = p_payout_id AND status IN ('pending', 'processing');
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    UPDATE workshop_earnings SET payout_status = p_status WHERE payout_id = p_payout_id;
+    UPDATE mechanic_earnings SET payout_status = p_status WHERE payout_id = p_payout_id;
+    IF p_status = 'failed' THEN  -- what was to be reversed of it is not in the next one
+        UPDATE payout_reversals SET status = 'void'
+         WHERE payout_id = p_payout_id AND status = 'pending';
+    END IF;
+    RETURN true;
+END $$;
+
+-- M2: what each party has earned, by currency.
+CREATE VIEW workshop_earnings_summary AS
+SELECT workshop_id, currency, count(*) AS sessions,
+       sum(gross_amount_cents) AS gross_amount_cents,
+       sum(platform_fee_cents) AS platform_fee_cents,
+       sum(workshop_net_cents) AS workshop_net_cents,
+       sum(reversed_cents) AS reversed_cents,
+       sum(workshop_net_cents - reversed_cents)
+           FILTER (WHERE payout_status IN ('pending', 'failed')) AS due_cents,
+       sum(workshop_net_cents - reversed_cents)
+           FILTER (WHERE payout_status = 'processing') AS processing_cents,
+       sum(workshop_net_cents - reversed_cents) FILTER (WHERE payout_status = 'paid') AS paid_cents
+  FROM workshop_earnings GROUP BY workshop_id, currency;
+
+CREATE VIEW mechanic_earnings_summary AS
+SELECT mechanic_id, currency, count(*) AS sessions,
+       sum(gross_amount_cents) AS gross_amount_cents,
+       sum(platform_fee_cents) AS platform_fee_cents,
+       sum(mechanic_net_cents) AS mechanic_net_cents,
+       sum(reversed_cents) AS reversed_cents,
+       sum(mechanic_net_cents - reversed_cents)
+           FILTER (WHERE payout_status IN ('pending', 'failed')) AS due_cents,
+       sum(mechanic_net_cents - reversed_cents)
+           FILTER (WHERE payout_status = 'processing') AS processing_cents,
+       sum(mechanic_net_cents - reversed_cents) FILTER (WHERE payout_status = 'paid') AS paid_cents
+  FROM mechanic_earnings GROUP BY mechanic_id, currency;

@@ -23,7 +23,7 @@ import asyncpg
 from msgspec import Struct
 from msgspec.structs import replace
 
-from dispatch import payments, push
+from dispatch import push, refunds
 from dispatch.audience import Audience
 from dispatch.audit import Audit
 from dispatch.board import Board
@@ -494,7 +494,7 @@ class Dispatcher:
     async def _queue_one(self, connection: Connection, booking: Booking, effect: Effect) -> bool:
         match effect:
             case Refund(reason):
-                return await payments.queue_refund(connection, booking.session_id, reason)
+                return await refunds.queue_for_session(connection, booking.session_id, reason)
             case Ask(mechanic_id):
                 return await push.queue_offer(connection, booking, mechanic_id)
             case _:

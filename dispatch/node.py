@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Final, Self, assert_never
 from uuid import UUID
 
-from dispatch import payments, people, push
+from dispatch import people, push, refunds
 from dispatch.audience import NAMED, Audience
 from dispatch.audit import Audit
 from dispatch.auth import Authenticator
@@ -148,7 +148,7 @@ class Node:
     def _deliveries(self) -> dict[str, Deliver]:
         """How each kind of effect is delivered; what is not configured stays in the outbox."""
         deliver: dict[str, Deliver] = {
-            "refund": partial(payments.deliver_refund, self.pool, self.stripe)
+            "refund": partial(refunds.deliver, self.pool, self.stripe)
         }
         if self.web_push is not None:
             capacity = self.config.mechanic_capacity

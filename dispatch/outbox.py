@@ -27,7 +27,7 @@ from dispatch.errors import Refused, Unavailable
 
 log = logging.getLogger(__name__)
 
-_SQL: Final = queries.load("payments")
+_SQL: Final = queries.load("outbox")
 
 LOOK_SECONDS: Final = 1.0
 FORGET_SECONDS: Final = 600.0

@@ -150,6 +150,13 @@ class ActiveSessionExists(Conflict):
         )
 
 
+class SlotOver(Conflict):
+    """The slot's time is over."""
+
+    def __init__(self) -> None:
+        super().__init__("slot_over", "the time of this slot is over")
+
+
 class SlotFull(Conflict):
     """Every seat of the slot is taken."""
 
@@ -237,7 +244,7 @@ async def create(
     """The one factory (S1), inside the caller's transaction.
 
     Raises asyncpg's UniqueViolationError where the customer has a live session (S3; the database
-    enforces it) and `SlotFull`; the transaction, or the caller's savepoint, is void then.
+    enforces it), `SlotFull` and `SlotOver`; the transaction, or the caller's savepoint, is void then.
     """
     message = messages.CREATED if slot_id is None else messages.SCHEDULED
     try:
@@ -247,6 +254,8 @@ async def create(
     except asyncpg.CheckViolationError as error:
         if error.constraint_name == "slots_not_overfull":
             raise SlotFull from error
+        if error.constraint_name == "slots_not_over":
+            raise SlotOver from error
         raise
     assert row is not None
     return Created(

@@ -7,7 +7,7 @@ from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from dispatch import payments, people, sessions
+from dispatch import checkout, people, sessions, webhooks
 from dispatch.core.types import Role
 from dispatch.endpoints.area import Area, Path
 from dispatch.exchange import body, ok, path_id, query, raw_body
@@ -61,9 +61,9 @@ class Bookings(Area):
     async def create_checkout(self, request: Request) -> Response:
         """To Stripe's hosted page; its address as JSON for who asks for JSON (C1)."""
         caller = await self.caller(request, Role.CUSTOMER)
-        asked = query(request, payments.CheckoutQuery)
+        asked = query(request, checkout.CheckoutQuery)
         node = self.node
-        url = await payments.create_checkout(
+        url = await checkout.create_checkout(
             node.pool, node.stripe, node.config, caller.user_id, asked
         )
         if "application/json" in request.headers.get("accept", ""):
@@ -76,8 +76,8 @@ class Bookings(Area):
         received_at = node.clock.now()
         raw = await raw_body(request, MAX_WEBHOOK_BYTES)
         signature = request.headers.get("stripe-signature")
-        outcome = await payments.handle_webhook(
-            node.pool, node.config, raw, signature, node.dispatcher.open_at_once
+        outcome = await webhooks.handle_webhook(
+            node.pool, node.stripe, node.config, raw, signature, node.dispatcher.open_at_once
         )
         node.metrics.webhook(outcome.result)
         created = outcome.created

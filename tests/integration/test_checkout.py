@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import msgspec
 import pytest
 
-from dispatch import payments
+from dispatch import checkout
 from dispatch.config import Config
 from dispatch.core.types import Routing
 from dispatch.database import Pool, transaction
@@ -40,7 +40,7 @@ async def test_a_checkout_asks_the_plans_price_and_carries_all_that_was_asked_fo
 ) -> None:
     customer_id = await till.customer()
     wish = await till.everything(customer_id)
-    asked = {name: getattr(wish, name) for name in payments.CheckoutQuery.__struct_fields__[1:]}
+    asked = {name: getattr(wish, name) for name in checkout.CheckoutQuery.__struct_fields__[1:]}
     intake_id = await till.intake(customer_id, **asked)
 
     url = await till.checkout(customer_id, intake_id, **asked)
@@ -75,9 +75,9 @@ async def test_the_client_has_no_say_in_the_price(till: Till) -> None:
     customer_id = await till.customer()
     intake_id = await till.intake(customer_id, "standard")
     sent = {"intake_id": str(intake_id), "amount_cents": "1", "price": "1", "currency": "jpy"}
-    query = msgspec.convert(sent, payments.CheckoutQuery, strict=False)
+    query = msgspec.convert(sent, checkout.CheckoutQuery, strict=False)
 
-    url = await payments.create_checkout(till.pool, till.stripe, till.config, customer_id, query)
+    url = await checkout.create_checkout(till.pool, till.stripe, till.config, customer_id, query)
 
     [session] = await open_sessions(till)
     assert (session["amount_total"], session["currency"]) == (2900, "eur")

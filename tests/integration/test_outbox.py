@@ -27,7 +27,7 @@ from dispatch.outbox import (
     Payload,
     retry_seconds,
 )
-from dispatch.payments import queue_refund
+from dispatch.refunds import queue_for_session
 from dispatch.stripe_client import StripeClient, StripeFailed
 from tests.integration.stripe_servers import free_socket
 from tests.integration.till import PUBLIC_URL, Till, open_till, running
@@ -428,7 +428,7 @@ async def owed(till: Till) -> UUID:
     created = (await till.handle(await till.pay(url))).created
     assert created is not None
     async with transaction(till.pool) as connection:
-        assert await queue_refund(connection, created.session_id, "expired")
+        assert await queue_for_session(connection, created.session_id, "expired")
     payment_id: UUID = (await till.payment(url))["id"]
     return payment_id
 

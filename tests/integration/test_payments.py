@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from dispatch import payments
+from dispatch import refunds, webhooks
 from dispatch.config import Config
 from dispatch.database import Pool, transaction
 from dispatch.errors import BadRequest, Conflict, Unavailable
@@ -156,7 +156,7 @@ async def test_what_stripe_did_not_sign_just_now_changes_nothing(till: Till, fau
     }[fault]
 
     with pytest.raises(BadRequest):
-        await payments.handle_webhook(till.pool, till.config, *bad)
+        await webhooks.handle_webhook(till.pool, till.stripe, till.config, *bad)
 
     assert await till.count("sessions") == 0
     assert await till.count("stripe_events") == 0
@@ -424,7 +424,9 @@ async def test_a_booking_that_ends_unserved_is_refunded_once_and_its_history_say
     for _ in range(2):
         async with transaction(till.pool) as connection:
             await connection.execute("SELECT 1 FROM sessions FOR UPDATE")
-            queued.append(await payments.queue_refund(connection, created.session_id, "expired"))
+            queued.append(
+                await refunds.queue_for_session(connection, created.session_id, "expired")
+            )
     async with running(till.outbox()):
         await eventually(lambda: status_of(till, url, "refunded"))
         told = await till.handle(await eventually(lambda: refund_hook(till)))
@@ -446,7 +448,7 @@ async def test_a_free_session_has_nothing_to_give_back(till: Till) -> None:
     session_id = await till.pool.fetchval("SELECT id FROM sessions")
 
     async with transaction(till.pool) as connection:
-        assert not await payments.queue_refund(connection, session_id, "cancelled")
+        assert not await refunds.queue_for_session(connection, session_id, "cancelled")
 
     assert await till.count("outbox") == 0
 

@@ -23,15 +23,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from dispatch import payments, sessions
+from dispatch import checkout, refunds, sessions, webhooks
 from dispatch.changes import change_of
+from dispatch.checkout import CheckoutQuery
 from dispatch.config import Config
 from dispatch.core import lifecycle
 from dispatch.core.types import Open, Routing
 from dispatch.database import Pool, close_pool, open_pool
 from dispatch.errors import DispatchError
 from dispatch.outbox import Outbox
-from dispatch.payments import CheckoutQuery, Outcome
+from dispatch.payments import Outcome
 from dispatch.sessions import IntakeForm, OpenAtOnce, Opening, Prospect
 from dispatch.store import Store
 from dispatch.stripe_client import StripeClient
@@ -142,7 +143,7 @@ class Till:
     async def checkout(self, customer_id: UUID, intake_id: UUID | None = None, **query: Any) -> str:
         """The URL of the hosted page."""
         asked = CheckoutQuery(intake_id=intake_id, **query)
-        return await payments.create_checkout(
+        return await checkout.create_checkout(
             self.pool, self.stripe, self.config, customer_id, asked
         )
 
@@ -173,8 +174,8 @@ class Till:
 
     async def handle(self, hook: Webhook) -> Outcome:
         """What our endpoint does with a webhook."""
-        outcome = await payments.handle_webhook(
-            self.pool, self.config, hook.raw, hook.signature, self.open_at_once
+        outcome = await webhooks.handle_webhook(
+            self.pool, self.stripe, self.config, hook.raw, hook.signature, self.open_at_once
         )
         self.outcomes.append(outcome)
         return outcome
@@ -232,7 +233,7 @@ class Till:
     def outbox(self, pool: Pool | None = None) -> Outbox:
         """One node's outbox, as the server makes it."""
         mine = pool or self.pool
-        return Outbox(mine, {"refund": partial(payments.deliver_refund, mine, self.stripe)})
+        return Outbox(mine, {"refund": partial(refunds.deliver, mine, self.stripe)})
 
     async def refunds(self) -> list[Json]:
         """The refunds in Stripe's ledger."""
