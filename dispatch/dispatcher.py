@@ -47,6 +47,7 @@ from dispatch.core.types import (
     Policy,
     Presence,
     Refund,
+    RefundAs,
     Rejection,
     RequestStatus,
     Role,
@@ -365,10 +366,12 @@ class Dispatcher:
 
     # --- customers
 
-    async def cancel(self, customer_id: UUID, request_id: UUID) -> Entry:
-        """The customer gives up before anybody accepted; a payment is refunded (C6)."""
+    async def cancel(
+        self, customer_id: UUID, request_id: UUID, refund_as: RefundAs = "money"
+    ) -> Entry:
+        """The customer gives up before anybody accepted; what she paid is given back (C5, C6)."""
         await self.customer_entry(customer_id, request_id)
-        return await self._change(request_id, Cancel())
+        return await self._change(request_id, Cancel(refund_as))
 
     async def widen(self, customer_id: UUID, request_id: UUID) -> Entry:
         """A priority or head-start stage ends now (O6)."""
@@ -493,8 +496,10 @@ class Dispatcher:
 
     async def _queue_one(self, connection: Connection, booking: Booking, effect: Effect) -> bool:
         match effect:
-            case Refund(reason):
-                return await refunds.queue_for_session(connection, booking.session_id, reason)
+            case Refund(reason, refund_as):
+                return await refunds.queue_for_session(
+                    connection, booking.session_id, reason, as_credits=refund_as == "credits"
+                )
             case Ask(mechanic_id):
                 return await push.queue_offer(connection, booking, mechanic_id)
             case _:

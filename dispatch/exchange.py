@@ -44,7 +44,15 @@ async def raw_body(request: Request, limit: int) -> bytes:
 
 async def body(request: Request, kind: type[T]) -> T:
     """The JSON body as a `kind`; `BadRequest` says what does not fit."""
-    raw = await raw_body(request, MAX_BODY_BYTES)
+    return _decoded(await raw_body(request, MAX_BODY_BYTES), kind)
+
+
+async def optional_body(request: Request, kind: type[T]) -> T:
+    """The same of a request that may have no body: it means what an empty object means."""
+    return _decoded(await raw_body(request, MAX_BODY_BYTES) or b"{}", kind)
+
+
+def _decoded(raw: bytes, kind: type[T]) -> T:
     try:
         return decoding.decode(raw, msgspec.json.Decoder(kind))
     except Undecodable as error:

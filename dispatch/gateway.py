@@ -404,7 +404,7 @@ class Gateway:
                 await dispatcher.cancel_assignment(user_id, frame.session_id, frame.reason)
                 return Ok(re=re)
             case RequestCancel():
-                await dispatcher.cancel(user_id, frame.request_id)
+                await dispatcher.cancel(user_id, frame.request_id, frame.refund_as)
                 return Ok(re=re)
             case RequestWiden():
                 await dispatcher.widen(user_id, frame.request_id)

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from dispatch import decoding
-from dispatch.core.types import Role, SessionStatus
+from dispatch.core.types import RefundAs, Role, SessionStatus
 from dispatch.decoding import Undecodable
 
 SUBPROTOCOL: Final = "dispatch.v1.json"
@@ -123,6 +123,7 @@ class AssignmentCancel(ClientFrame, frozen=True, tag="assignment.cancel"):
 
 class RequestCancel(ClientFrame, frozen=True, tag="request.cancel"):
     request_id: UUID
+    refund_as: RefundAs = "money"
 
 
 class RequestWiden(ClientFrame, frozen=True, tag="request.widen"):

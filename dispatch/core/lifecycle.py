@@ -532,13 +532,14 @@ def _join(booking: Booking, event: Join, now: datetime, policy: Policy) -> Decis
 
 
 def _cancel(booking: Booking, event: Cancel | End, now: datetime, policy: Policy) -> Decision:
+    refund_as = event.refund_as if isinstance(event, Cancel) else "money"
     return Decision(
         replace(
             _closed(booking, RequestStatus.CANCELLED),
             ended_by=booking.customer_id,
             message=messages.CANCELLED,
         ),
-        (EndRound("cancelled", "released"), Refund("cancelled"), Log("cancelled")),
+        (EndRound("cancelled", "released"), Refund("cancelled", refund_as), Log("cancelled")),
     )
 
 

@@ -65,6 +65,10 @@ class Routing(StrEnum):
     PRIORITY = "priority_broadcast"
 
 
+# What a customer who gives up gets for what she has paid: the money back, or credits.
+RefundAs = Literal["money", "credits"]
+
+
 class Presence(StrEnum):
     """Whether a user has a live connection; unknown while Redis cannot say."""
 
@@ -218,7 +222,9 @@ class FavouriteLost(Struct, frozen=True, tag=True):
 
 
 class Cancel(Struct, frozen=True, tag=True):
-    """The customer gives up before anybody accepted."""
+    """The customer gives up before anybody accepted, and says what she wants back."""
+
+    refund_as: RefundAs = "money"
 
 
 class Widen(Struct, frozen=True, tag=True):
@@ -272,9 +278,13 @@ class Log(Struct, frozen=True):
 
 
 class Refund(Struct, frozen=True):
-    """Give the customer's money back, durably and once; nothing happens for an unpaid booking."""
+    """Give back what the customer paid, durably and once; nothing happens for an unpaid booking.
+
+    What was paid with credits is credits again, whatever `refund_as` says.
+    """
 
     reason: str
+    refund_as: RefundAs = "money"
 
 
 class EndRound(Struct, frozen=True):

@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from dispatch import checkout, people, sessions, webhooks
-from dispatch.core.types import Role
+from dispatch.core.types import RefundAs, Role
 from dispatch.endpoints.area import Area, Path
-from dispatch.exchange import body, ok, path_id, query, raw_body
+from dispatch.exchange import body, ok, optional_body, path_id, query, raw_body
 from dispatch.pages import page
 
 MAX_WEBHOOK_BYTES: Final = 512 * 1024  # Stripe's events are larger than what clients may send
@@ -22,6 +22,12 @@ class Waiver(Struct, frozen=True):
     intake_id: UUID
     name: Annotated[str, Meta(min_length=1, max_length=200)]
     version: Annotated[str, Meta(min_length=1, max_length=50)]
+
+
+class Cancellation(Struct, frozen=True):
+    """`POST /api/requests/{id}/cancel`, which needs no body."""
+
+    refund_as: RefundAs = "money"
 
 
 class Bookings(Area):
@@ -108,7 +114,8 @@ class Bookings(Area):
     async def cancel_request(self, request: Request) -> Response:
         """Before an accept; afterwards it is the end of the session."""
         caller = await self.caller(request, Role.CUSTOMER)
-        entry = await self.node.dispatcher.cancel(caller.user_id, path_id(request))
+        form = await optional_body(request, Cancellation)
+        entry = await self.node.dispatcher.cancel(caller.user_id, path_id(request), form.refund_as)
         return self.request_state(entry)
 
     async def widen_request(self, request: Request) -> Response:

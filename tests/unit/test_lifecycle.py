@@ -563,6 +563,21 @@ def test_nobody_can_take_what_has_not_been_opened() -> None:
 # --- giving up ------------------------------------------------------------------------------------
 
 
+def test_who_gives_up_may_have_credits_instead_of_money() -> None:
+    given = opened()
+
+    decision = decide(given, Cancel(refund_as="credits"), at(1), POLICY)
+
+    assert decision == replace(
+        decide(given, Cancel(), at(1), POLICY),
+        effects=(
+            EndRound("cancelled", "released"),
+            Refund("cancelled", "credits"),
+            Log("cancelled"),
+        ),
+    )
+
+
 @pytest.mark.parametrize("event", [Cancel(), End(CUSTOMER)])
 @pytest.mark.parametrize("given", [booking(), opened(), in_priority(), in_head_start()])
 def test_a_customer_who_gives_up_before_an_accept_is_refunded(

@@ -1,5 +1,6 @@
 """Deciding a recorded booking again: what is the same, and how a difference is named."""
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -8,6 +9,7 @@ from dispatch.core.replay import Difference, Record, Step, first_state, replay
 from dispatch.core.types import (
     Accept,
     Booking,
+    Cancel,
     Event,
     Join,
     Log,
@@ -76,6 +78,24 @@ def test_a_booking_to_which_nothing_happened_is_as_it_was_made() -> None:
     record = recorded()
 
     assert replay(record).bookings == (first_state(record),)
+    assert replay(record).differences == ()
+
+
+@pytest.mark.parametrize(
+    ("document", "event"),
+    [
+        ('{"type": "Cancel"}', Cancel(refund_as="money")),
+        ('{"type": "Cancel", "refund_as": "credits"}', Cancel(refund_as="credits")),
+    ],
+)
+def test_a_cancel_is_read_as_recorded_also_from_before_one_could_choose(
+    document: str, event: Event
+) -> None:
+    read: Event = msgspec.json.decode(document, type=Event)
+
+    record = recorded((0.0, Open()), (2.0, read))
+
+    assert read == event
     assert replay(record).differences == ()
 
 
