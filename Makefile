@@ -23,7 +23,7 @@ check: setup
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy dispatch tests loadtest bench docs
 	$(PYTHON) -m pytest tests/unit/test_routing.py tests/unit/test_lifecycle.py \
-	  tests/unit/test_lifecycle_accepted.py tests/unit/test_replay.py \
+	  tests/unit/test_lifecycle_accepted.py tests/unit/test_replay.py tests/unit/test_money.py \
 	  --cov=dispatch.core --cov-branch --cov-fail-under=100 --no-cov-on-fail
 
 load: setup

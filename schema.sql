@@ -41,10 +41,13 @@ CREATE TABLE nodes (
     started_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
--- What happens at a time for the whole cluster: whoever claims a row that is due runs it.
+-- What happens at a time for the whole cluster: whoever claims a row that is due runs it (T1). A claim
+-- moves due_at a few seconds ahead, again and again while it runs: of a node that dies another takes it.
 CREATE TABLE jobs (
     name        text PRIMARY KEY,
-    due_at      timestamptz NOT NULL,
+    schedule    text NOT NULL,  -- from which due_at was computed
+    due_at      timestamptz,    -- null: never
+    claim       uuid,           -- of whoever runs it, the fence of what is written about the run
     last_run_at timestamptz,
     last_error  text
 );
@@ -504,6 +507,7 @@ CREATE TABLE payments (
     received_currency text,
     refunded_cents    integer NOT NULL DEFAULT 0 CHECK (refunded_cents >= 0),
     credited_cents    integer NOT NULL DEFAULT 0 CHECK (credited_cents >= 0),  -- given back as credits
+    taken_back_cents  integer NOT NULL DEFAULT 0,  -- the most of it that earnings were taken back for
     refunds_read_at   timestamptz,  -- what Stripe gave back, as of this moment or later
     status            text NOT NULL DEFAULT 'created' CHECK (status IN ('created', 'paid', 'fulfilled',
                       'held', 'refunding', 'refunded', 'expired', 'failed')),
@@ -617,7 +621,10 @@ CREATE INDEX mechanic_earnings_payout_idx ON mechanic_earnings (payout_id);
 CREATE INDEX mechanic_earnings_due_idx ON mechanic_earnings (mechanic_id)
     WHERE payout_status IN ('pending', 'failed');
 
--- What was taken back after it was in a payout: the outbox reverses so much of the transfer.
+-- What was taken back after it was in a payout: the outbox reverses so much of the transfer. One that
+-- failed is a debt, which `settled_by`, the payee's next payout that can bear it, is less by. So each
+-- payout that did not fail is, to the cent: the nets of its earnings, less what is reversed of them,
+-- plus its own reversals (those were in it), less the debts that it settled.
 CREATE TABLE payout_reversals (
     id                 uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     payout_id          uuid NOT NULL REFERENCES payouts,
@@ -626,11 +633,16 @@ CREATE TABLE payout_reversals (
     status             text NOT NULL DEFAULT 'pending'
                        CHECK (status IN ('pending', 'reversed', 'failed', 'void')),  -- void: never paid
     stripe_reversal_id text UNIQUE,
+    settled_by         uuid REFERENCES payouts,
     note               text,
     created_at         timestamptz NOT NULL DEFAULT dispatch_now(),
-    CHECK ((status = 'reversed') = (stripe_reversal_id IS NOT NULL))
+    CHECK ((status = 'reversed') = (stripe_reversal_id IS NOT NULL)),
+    CHECK (settled_by IS NULL OR status = 'failed')
 );
 CREATE INDEX payout_reversals_payout_idx ON payout_reversals (payout_id);
+CREATE INDEX payout_reversals_settled_by_idx ON payout_reversals (settled_by);
+CREATE INDEX payout_reversals_debt_idx ON payout_reversals (payout_id)
+    WHERE status = 'failed' AND settled_by IS NULL;
 
 -- The ledger of credits, in double entry: each transaction moves an amount from one account to another,
 -- as two lines that sum to nothing. Accounts, all of one customer: `customer` is what she may spend;
@@ -1415,39 +1427,49 @@ BEGIN
     PERFORM take_back_earnings(s.id);
 END $$;
 
--- What was paid for a session went back, in part or all: each keeps its share of what is left, by the
--- fee of then, and never gets back what was taken. What was in a payout already is to be reversed. The
--- caller holds the session's row; a session without earnings is left as it is.
+-- What of one part of a gross amount goes back when so much of the whole does: in proportion, rounded
+-- half up, or half down. In bigint: twice a product of two integers is within its range.
+CREATE FUNCTION returned_share(
+    p_part_cents bigint, p_gross_cents bigint, p_returned_cents bigint, p_half_up boolean
+) RETURNS integer LANGUAGE sql IMMUTABLE AS $$
+    SELECT ((2 * p_part_cents * p_returned_cents + p_gross_cents
+             - CASE WHEN p_half_up THEN 0 ELSE 1 END) / (2 * p_gross_cents))::integer
+$$;
+
+-- What was paid for a session went back, in part or all: each gives back its share of that, and never
+-- gets back what was taken. By the sum that has gone back, so that its steps and their order are the
+-- same; core/money.py says why a referral is rounded half down. What was in a payout already is to be
+-- reversed. The caller holds the session's row; a session without earnings is left as it is.
 CREATE FUNCTION take_back_earnings(p_session_id uuid) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    s      sessions;
-    v_back integer;
-    share  record;
+    p      payments;
     m      mechanic_earnings;
     w      workshop_earnings;
+    v_back integer;
     v_more integer;
 BEGIN
-    SELECT * INTO STRICT s FROM sessions WHERE id = p_session_id;
-    SELECT p.refunded_cents + p.credited_cents INTO v_back FROM payments p WHERE p.session_id = s.id;
-    IF coalesce(v_back, 0) = 0 THEN
+    SELECT * INTO p FROM payments WHERE session_id = p_session_id FOR NO KEY UPDATE;
+    IF NOT FOUND OR p.refunded_cents + p.credited_cents <= p.taken_back_cents THEN
         RETURN;
     END IF;
-    SELECT * INTO m FROM mechanic_earnings e WHERE e.session_id = s.id FOR NO KEY UPDATE;
-    SELECT * INTO w FROM workshop_earnings e WHERE e.session_id = s.id FOR NO KEY UPDATE;
-    SELECT * INTO share
-      FROM calculate_revenue_split(
-               greatest(coalesce(m.gross_amount_cents, w.gross_amount_cents) - v_back, 0),
-               s.workshop_id, s.preferred_workshop_id,
-               coalesce(m.platform_fee_percentage, w.platform_fee_percentage));
-    v_more := m.mechanic_net_cents - share.mechanic_net_cents - m.reversed_cents;
+    SELECT * INTO m FROM mechanic_earnings WHERE session_id = p_session_id FOR NO KEY UPDATE;
+    SELECT * INTO w FROM workshop_earnings WHERE session_id = p_session_id FOR NO KEY UPDATE;
+    IF coalesce(m.id, w.id) IS NULL THEN
+        RETURN;
+    END IF;
+    v_back := least(p.refunded_cents + p.credited_cents,
+                    coalesce(m.gross_amount_cents, w.gross_amount_cents));
+    UPDATE payments SET taken_back_cents = v_back WHERE id = p.id;
+    v_more := returned_share(m.mechanic_net_cents, m.gross_amount_cents, v_back, true) - m.reversed_cents;
     IF v_more > 0 THEN
         UPDATE mechanic_earnings SET reversed_cents = reversed_cents + v_more WHERE id = m.id;
-        PERFORM reverse_payout(m.payout_id, s.id, v_more);
+        PERFORM reverse_payout(m.payout_id, p_session_id, v_more);
     END IF;
-    v_more := w.workshop_net_cents - (share.workshop_net_cents + share.referral_cents) - w.reversed_cents;
+    v_more := returned_share(w.workshop_net_cents, w.gross_amount_cents, v_back, NOT w.is_referral)
+              - w.reversed_cents;
     IF v_more > 0 THEN
         UPDATE workshop_earnings SET reversed_cents = reversed_cents + v_more WHERE id = w.id;
-        PERFORM reverse_payout(w.payout_id, s.id, v_more);
+        PERFORM reverse_payout(w.payout_id, p_session_id, v_more);
     END IF;
 END $$;
 
@@ -1473,74 +1495,99 @@ CREATE VIEW credit_balances AS
 SELECT DISTINCT ON (customer_id, currency) customer_id, currency, balance_cents
   FROM credit_entries WHERE account = 'customer' ORDER BY customer_id, currency, seq DESC;
 
--- What is owed and not in a payout that was made or is under way, one line for each party and currency.
-CREATE VIEW payouts_due AS
-SELECT e.workshop_id, NULL::uuid AS mechanic_id, o.name, e.currency,
-       sum(e.workshop_net_cents - e.reversed_cents)::integer AS due_cents,
-       o.stripe_connect_account_id, o.stripe_payouts_enabled
-  FROM workshop_earnings e JOIN organizations o ON o.id = e.workshop_id
- WHERE e.payout_status IN ('pending', 'failed')
- GROUP BY e.workshop_id, o.id, e.currency
-UNION ALL
-SELECT NULL, e.mechanic_id, u.name, e.currency,
-       sum(e.mechanic_net_cents - e.reversed_cents)::integer,
-       m.stripe_connect_account_id, m.stripe_payouts_enabled
-  FROM mechanic_earnings e JOIN mechanics m ON m.id = e.mechanic_id JOIN users u ON u.id = m.id
- WHERE e.payout_status IN ('pending', 'failed')
- GROUP BY e.mechanic_id, m.id, u.name, e.currency;
+-- What is owed back of payouts whose reversal failed, until a later payout is less by it.
+CREATE VIEW payout_debts AS
+SELECT r.id AS reversal_id, p.workshop_id, p.mechanic_id, p.currency, r.amount_cents
+  FROM payout_reversals r JOIN payouts p ON p.id = r.payout_id
+ WHERE r.status = 'failed' AND r.settled_by IS NULL;
 
--- Everything that is owed to one party (a workshop, or else a mechanic) in one currency becomes one
--- payout, and one transfer in the outbox. Null where it is less than p_minimum_cents, or there is no
--- account that takes payouts. Two at once make one.
+-- What is owed and not in a payout that was made or is under way, one line for each party and currency;
+-- `due_cents` is without the party's debts, and may be below zero.
+CREATE VIEW payouts_due AS
+SELECT o.workshop_id, o.mechanic_id, o.name, o.currency,
+       o.earned_cents - coalesce(d.debt_cents, 0) AS due_cents, coalesce(d.debt_cents, 0) AS debt_cents,
+       o.stripe_connect_account_id, o.stripe_payouts_enabled
+  FROM (SELECT e.workshop_id, NULL::uuid AS mechanic_id, w.name, e.currency,
+               sum(e.workshop_net_cents - e.reversed_cents) AS earned_cents,
+               w.stripe_connect_account_id, w.stripe_payouts_enabled
+          FROM workshop_earnings e JOIN organizations w ON w.id = e.workshop_id
+         WHERE e.payout_status IN ('pending', 'failed')
+         GROUP BY e.workshop_id, w.id, e.currency
+        UNION ALL
+        SELECT NULL, e.mechanic_id, u.name, e.currency,
+               sum(e.mechanic_net_cents - e.reversed_cents),
+               m.stripe_connect_account_id, m.stripe_payouts_enabled
+          FROM mechanic_earnings e JOIN mechanics m ON m.id = e.mechanic_id JOIN users u ON u.id = m.id
+         WHERE e.payout_status IN ('pending', 'failed')
+         GROUP BY e.mechanic_id, m.id, u.name, e.currency) o
+  LEFT JOIN (SELECT coalesce(workshop_id, mechanic_id) AS payee_id, currency,
+                    sum(amount_cents) AS debt_cents
+               FROM payout_debts GROUP BY 1, 2) d
+    ON d.payee_id = coalesce(o.workshop_id, o.mechanic_id) AND d.currency = o.currency;
+
+-- Everything that is owed to one party (a workshop, or else a mechanic) in one currency, less its debts,
+-- becomes one payout, and one transfer in the outbox. Null where that is less than p_minimum_cents, or
+-- there is no account that takes payouts. Two at once make one: the party's row is the lock. What is
+-- earned meanwhile is not in it: only rows that were summed are moved.
 CREATE FUNCTION make_payout(
     p_workshop_id uuid, p_mechanic_id uuid, p_currency text, p_minimum_cents integer,
     p_cause text, p_created_by uuid
 ) RETURNS uuid LANGUAGE plpgsql AS $$
 DECLARE
     v_account text;
-    v_sum     integer;
+    v_earned  bigint;
+    v_rows    uuid[];
+    v_debt    bigint;
+    v_debts   uuid[];
     v_id      uuid;
 BEGIN
     IF p_workshop_id IS NOT NULL THEN
         SELECT stripe_connect_account_id INTO v_account FROM organizations
          WHERE id = p_workshop_id AND stripe_payouts_enabled FOR NO KEY UPDATE;
-        SELECT sum(workshop_net_cents - reversed_cents) INTO v_sum FROM (
-            SELECT * FROM workshop_earnings
+        SELECT sum(net), array_agg(id) INTO v_earned, v_rows FROM (
+            SELECT id, workshop_net_cents - reversed_cents AS net FROM workshop_earnings
              WHERE workshop_id = p_workshop_id AND currency = p_currency
                AND payout_status IN ('pending', 'failed') ORDER BY session_id FOR NO KEY UPDATE) due;
     ELSE
         SELECT stripe_connect_account_id INTO v_account FROM mechanics
          WHERE id = p_mechanic_id AND stripe_payouts_enabled FOR NO KEY UPDATE;
-        SELECT sum(mechanic_net_cents - reversed_cents) INTO v_sum FROM (
-            SELECT * FROM mechanic_earnings
+        SELECT sum(net), array_agg(id) INTO v_earned, v_rows FROM (
+            SELECT id, mechanic_net_cents - reversed_cents AS net FROM mechanic_earnings
              WHERE mechanic_id = p_mechanic_id AND currency = p_currency
                AND payout_status IN ('pending', 'failed') ORDER BY session_id FOR NO KEY UPDATE) due;
     END IF;
-    IF v_account IS NULL OR coalesce(v_sum, 0) < greatest(p_minimum_cents, 1) THEN
+    SELECT coalesce(sum(amount_cents), 0), array_agg(reversal_id) INTO v_debt, v_debts
+      FROM payout_debts
+     WHERE coalesce(workshop_id, mechanic_id) = coalesce(p_workshop_id, p_mechanic_id)
+       AND currency = p_currency;
+    IF v_account IS NULL OR coalesce(v_earned, 0) - v_debt < greatest(p_minimum_cents, 1) THEN
         RETURN NULL;
     END IF;
     INSERT INTO payouts (workshop_id, mechanic_id, stripe_account_id, amount_cents, currency, cause,
                          created_by)
-    VALUES (p_workshop_id, p_mechanic_id, v_account, v_sum, p_currency, p_cause, p_created_by)
+    VALUES (p_workshop_id, CASE WHEN p_workshop_id IS NULL THEN p_mechanic_id END, v_account,
+            v_earned - v_debt, p_currency, p_cause, p_created_by)
     RETURNING id INTO v_id;
     UPDATE workshop_earnings SET payout_status = 'processing', payout_id = v_id
-     WHERE workshop_id = p_workshop_id AND currency = p_currency
-       AND payout_status IN ('pending', 'failed');
+     WHERE p_workshop_id IS NOT NULL AND id = ANY (v_rows);
     UPDATE mechanic_earnings SET payout_status = 'processing', payout_id = v_id
-     WHERE p_workshop_id IS NULL AND mechanic_id = p_mechanic_id AND currency = p_currency
-       AND payout_status IN ('pending', 'failed');
+     WHERE p_workshop_id IS NULL AND id = ANY (v_rows);
+    UPDATE payout_reversals SET settled_by = v_id WHERE id = ANY (v_debts);
     INSERT INTO outbox (kind, idempotency_key, payload, next_try_at)
     VALUES ('transfer', 'payout-' || v_id, jsonb_build_object('payout_id', v_id), dispatch_now());
     RETURN v_id;
 END $$;
 
 -- What became of a payout: `paid` by this transfer, or `failed`. False where it was settled before; also
--- where it failed and its transfer is there all the same: that is noted, for a person.
+-- where it failed and its transfer is there all the same: that is noted, for a person. Reversals that
+-- waited for it are due at once; of one that failed they are void, and its debts are owed again.
 CREATE FUNCTION settle_payout(p_payout_id uuid, p_status text, p_transfer_id text, p_note text)
 RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM 1 FROM workshop_earnings WHERE payout_id = p_payout_id ORDER BY session_id FOR NO KEY UPDATE;
     PERFORM 1 FROM mechanic_earnings WHERE payout_id = p_payout_id ORDER BY session_id FOR NO KEY UPDATE;
+    PERFORM 1 FROM payout_reversals
+      WHERE payout_id = p_payout_id OR settled_by = p_payout_id ORDER BY id FOR NO KEY UPDATE;
     UPDATE payouts SET stripe_transfer_id = coalesce(stripe_transfer_id, p_transfer_id)
      WHERE id = p_payout_id;
     UPDATE payouts
@@ -1554,33 +1601,41 @@ BEGIN
     IF p_status = 'failed' THEN  -- what was to be reversed of it is not in the next one
         UPDATE payout_reversals SET status = 'void'
          WHERE payout_id = p_payout_id AND status = 'pending';
+        UPDATE payout_reversals SET settled_by = NULL WHERE settled_by = p_payout_id;
     END IF;
+    UPDATE outbox SET next_try_at = least(next_try_at, dispatch_now()), failed_at = NULL
+     WHERE done_at IS NULL AND idempotency_key IN
+           (SELECT 'reversal-' || id FROM payout_reversals WHERE payout_id = p_payout_id);
     RETURN true;
 END $$;
 
--- M2: what each party has earned, by currency.
+-- M2: what each party has earned, by currency. `due`: in no payout that was made or is under way. The
+-- platform's fee of a referral is between the platform and who served.
 CREATE VIEW workshop_earnings_summary AS
 SELECT workshop_id, currency, count(*) AS sessions,
        sum(gross_amount_cents) AS gross_amount_cents,
-       sum(platform_fee_cents) AS platform_fee_cents,
+       coalesce(sum(platform_fee_cents) FILTER (WHERE NOT is_referral), 0) AS platform_fee_cents,
        sum(workshop_net_cents) AS workshop_net_cents,
        sum(reversed_cents) AS reversed_cents,
-       sum(workshop_net_cents - reversed_cents)
-           FILTER (WHERE payout_status IN ('pending', 'failed')) AS due_cents,
-       sum(workshop_net_cents - reversed_cents)
-           FILTER (WHERE payout_status = 'processing') AS processing_cents,
-       sum(workshop_net_cents - reversed_cents) FILTER (WHERE payout_status = 'paid') AS paid_cents
+       coalesce(sum(workshop_net_cents - reversed_cents)
+                FILTER (WHERE payout_status IN ('pending', 'failed')), 0) AS due_cents,
+       coalesce(sum(workshop_net_cents - reversed_cents)
+                FILTER (WHERE payout_status = 'processing'), 0) AS processing_cents,
+       coalesce(sum(workshop_net_cents - reversed_cents)
+                FILTER (WHERE payout_status = 'paid'), 0) AS paid_cents
   FROM workshop_earnings GROUP BY workshop_id, currency;
 
 CREATE VIEW mechanic_earnings_summary AS
 SELECT mechanic_id, currency, count(*) AS sessions,
        sum(gross_amount_cents) AS gross_amount_cents,
        sum(platform_fee_cents) AS platform_fee_cents,
+       sum(workshop_fee_cents) AS workshop_fee_cents,
        sum(mechanic_net_cents) AS mechanic_net_cents,
        sum(reversed_cents) AS reversed_cents,
-       sum(mechanic_net_cents - reversed_cents)
-           FILTER (WHERE payout_status IN ('pending', 'failed')) AS due_cents,
-       sum(mechanic_net_cents - reversed_cents)
-           FILTER (WHERE payout_status = 'processing') AS processing_cents,
-       sum(mechanic_net_cents - reversed_cents) FILTER (WHERE payout_status = 'paid') AS paid_cents
+       coalesce(sum(mechanic_net_cents - reversed_cents)
+                FILTER (WHERE payout_status IN ('pending', 'failed')), 0) AS due_cents,
+       coalesce(sum(mechanic_net_cents - reversed_cents)
+                FILTER (WHERE payout_status = 'processing'), 0) AS processing_cents,
+       coalesce(sum(mechanic_net_cents - reversed_cents)
+                FILTER (WHERE payout_status = 'paid'), 0) AS paid_cents
   FROM mechanic_earnings GROUP BY mechanic_id, currency;
