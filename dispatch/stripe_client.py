@@ -1,8 +1,12 @@
-"""Stripe as Dispatch needs it: make a checkout, refund a payment, believe a webhook.
+"""Stripe as Dispatch needs it: checkouts, refunds, accounts to pay out to, transfers, webhooks.
 
-Its one job: three calls with our types on both sides, so that nothing else imports stripe. It
+Its one job: these calls with our types on both sides, so that nothing else imports stripe. It
 imports `decoding`, `errors`, msgspec, and stripe and aiohttp late (they cost most of a second:
 construct the client in a thread at the start, `await asyncio.to_thread(StripeClient, …)`).
+
+The money moves as separate charges and transfers: the platform's account takes the charge, later
+transfers go to connected (Express) accounts, and come back as reversals when a customer is refunded
+(https://docs.stripe.com/connect/separate-charges-and-transfers).
 
 It fails with
     Unavailable    Stripe is away, too busy, or refuses our key: nothing is known to have happened,
@@ -10,21 +14,29 @@ It fails with
     StripeFailed   Stripe understood and refused: the same call again will be refused again
     BadRequest     a webhook that is not Stripe's, is too old, or is no event
 No message holds a key.
+
+Each call that moves money has a key of ours, and under it Stripe gives its first answer again, a
+refusal too, for a day. After that it has forgotten the key: who asks again then first looks with
+`transfer_of` and `reversal_of` whether it was done. The same key with other arguments is refused
+(`idempotency_error`), so pass what was stored and not what is true by now.
 """
 
 import hashlib
 import hmac
 import logging
 import time
-from collections.abc import Awaitable
-from datetime import datetime
-from typing import Annotated, Any, Final, NoReturn, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar
 from uuid import UUID
 
 import msgspec
 from msgspec import Meta, Struct
 
 from . import decoding, errors
+
+if TYPE_CHECKING:
+    import stripe
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +45,11 @@ MAX_NETWORK_RETRIES = 2
 # Stripe takes 30 minutes to 24 hours from when it reads the request; a minute for the way there.
 MIN_EXPIRY_SECONDS = 30 * 60 + 60
 MAX_EXPIRY_SECONDS = 24 * 3600 - 60
+PAGE = 100  # what Stripe gives at most in one answer
+MAX_EVENT_TYPES = 20  # what it takes at most in one question
 
 T = TypeVar("T")
+AskPage = Callable[[Any], Awaitable[Any]]  # the parameters that choose a page -> stripe.ListObject
 
 # What is stored of a webhook, as the columns take it: Stripe's ids and words are printable ASCII.
 StripeWord = Annotated[str, Meta(max_length=255, pattern=r"^[!-~]*\Z")]
@@ -64,10 +79,50 @@ class Checkout(Struct, frozen=True):
 
 
 class Refund(Struct, frozen=True):
-    """A refund: Stripe's id, and pending, requires_action, succeeded, failed or canceled."""
+    """A refund: `status` is pending, requires_action, succeeded, failed or canceled.
+
+    `failure_reason` is Stripe's word for why it failed; one that succeeded can still fail later.
+    `payment_id` is there where we asked for it, and not a person at Stripe.
+    """
 
     id: str
     status: str
+    amount_cents: int
+    currency: str
+    failure_reason: str | None = None
+    payment_id: UUID | None = None
+
+
+class Account(Struct, frozen=True):
+    """A connected account. Money can be sent to it once both are true; either can be lost again."""
+
+    id: str
+    details_submitted: bool
+    payouts_enabled: bool
+
+
+class AccountLink(Struct, frozen=True):
+    """A hosted page where a person sets up their account: for one visit, for minutes."""
+
+    url: str
+    expires_at: datetime
+
+
+class Transfer(Struct, frozen=True):
+    """Money sent from the platform to the account `destination`; `reversed_cents` came back."""
+
+    id: str
+    amount_cents: int
+    currency: str
+    destination: str
+    reversed_cents: int
+
+
+class Reversal(Struct, frozen=True):
+    """Money taken back from a transfer."""
+
+    id: str
+    amount_cents: int
 
 
 class CheckoutSession(Struct, frozen=True):
@@ -86,13 +141,18 @@ class CheckoutSession(Struct, frozen=True):
 
 
 class WebhookEvent(Struct, frozen=True):
-    """A verified event; `object` is typed for checkout sessions and plain for all others."""
+    """A verified event; `object` is typed for checkout sessions and plain for all others.
+
+    `account` is the connected account in which it happened, None for our own: what happens in
+    somebody else's account, a paid checkout for instance, is no payment to us.
+    """
 
     id: str
     type: str
     livemode: bool
     created: int
     object: CheckoutSession | dict[str, Any]
+    account: str | None = None
 
 
 class StripeClient:
@@ -130,6 +190,11 @@ class StripeClient:
         # Looked up here, not in the first call, because each lookup imports its module.
         self._sessions = client.v1.checkout.sessions
         self._refunds = client.v1.refunds
+        self._accounts = client.v1.accounts
+        self._account_links = client.v1.account_links
+        self._transfers = client.v1.transfers
+        self._reversals = client.v1.transfers.reversals
+        self._events = client.v1.events
 
     async def close(self) -> None:
         """Close the connections."""
@@ -219,7 +284,173 @@ class StripeClient:
             if not earlier.data:
                 raise
             made = earlier.data[0]
-        return Refund(made.id, made.status or "pending")
+        return _refund(made)
+
+    async def refunds(self, payment_intent: str) -> list[Refund]:
+        """Every refund of the payment, ours and those made by hand, the newest first.
+
+        Raises Unavailable or StripeFailed.
+        """
+        asked: Any = {"payment_intent": payment_intent}
+        found = await self._every(lambda page: self._refunds.list_async(asked | page))
+        return [_refund(refund) for refund in found]
+
+    async def checkout_session(self, session_id: str) -> CheckoutSession:
+        """The Checkout Session as it is now, as a webhook would say it.
+
+        Raises Unavailable or StripeFailed.
+        """
+        shown = await self._answer(self._sessions.retrieve_async(session_id))
+        try:
+            return decoding.parse(_body(shown), _checkout_session)
+        except decoding.Undecodable as error:
+            raise StripeFailed(f"Stripe's checkout session cannot be read: {error}") from None
+
+    async def create_account(self, *, payee: str, email: str, metadata: dict[str, str]) -> Account:
+        """Make the Express account of one payee (`workshop-<uuid>`), who may receive transfers.
+
+        Made again within a day it is the same account, provided that every argument is the same;
+        after that it is another one, so store its id. Raises Unavailable or StripeFailed.
+        """
+        made = await self._answer(
+            self._accounts.create_async(
+                {
+                    "type": "express",
+                    "email": email,
+                    "capabilities": {"transfers": {"requested": True}},
+                    "metadata": {**metadata, "payee": payee},
+                },
+                {"idempotency_key": f"account-{payee}"},
+            )
+        )
+        return _account(made)
+
+    async def account(self, account_id: str) -> Account:
+        """The account as it is now; StripeFailed `account_invalid` when it is none of ours (any
+        more). Raises Unavailable or StripeFailed."""
+        return _account(await self._answer(self._accounts.retrieve_async(account_id)))
+
+    async def account_link(
+        self, *, account_id: str, return_url: str, refresh_url: str
+    ) -> AccountLink:
+        """A page to set up the account. It leads to `return_url` when the person leaves, done or
+        not (ask `account`), and to `refresh_url` when the link is used or too old.
+
+        Raises Unavailable or StripeFailed.
+        """
+        made = await self._answer(
+            self._account_links.create_async(
+                {
+                    "account": account_id,
+                    "return_url": self._absolute(return_url),
+                    "refresh_url": self._absolute(refresh_url),
+                    "type": "account_onboarding",
+                }
+            )
+        )
+        return AccountLink(made.url, datetime.fromtimestamp(made.expires_at, UTC))
+
+    async def transfer(
+        self,
+        *,
+        payout_id: UUID,
+        amount_cents: int,
+        currency: str,
+        destination: str,
+        metadata: dict[str, str],
+    ) -> Transfer:
+        """Send money of the platform to the account `destination`; `metadata` and `payout_id` go
+        onto it.
+
+        Asked again within a day it is the same transfer; later, look with `transfer_of` first.
+        Raises Unavailable, or StripeFailed: `balance_insufficient` is mended by time, but not
+        under this key before a day has passed.
+        """
+        group = _group(payout_id)
+        made = await self._answer(
+            self._transfers.create_async(
+                {
+                    "amount": amount_cents,
+                    "currency": currency,
+                    "destination": destination,
+                    "transfer_group": group,
+                    "metadata": {**metadata, "payout_id": str(payout_id)},
+                },
+                {"idempotency_key": group},
+            )
+        )
+        return _transfer(made)
+
+    async def transfer_of(self, payout_id: UUID) -> Transfer | None:
+        """The transfer that was made for this payout, if there is one.
+
+        None says that there was none a moment ago: a call still on its way may yet make it.
+        Raises Unavailable or StripeFailed.
+        """
+        found = await self._answer(
+            self._transfers.list_async({"transfer_group": _group(payout_id), "limit": 1})
+        )
+        return _transfer(found.data[0]) if found.data else None
+
+    async def reverse(self, *, reversal_id: UUID, transfer_id: str, amount_cents: int) -> Reversal:
+        """Take back a part of a transfer, or all of it; the account may come to owe us money.
+
+        Asked again within a day it is the same reversal; later, look with `reversal_of` first.
+        Raises Unavailable or StripeFailed.
+        """
+        made = await self._answer(
+            self._reversals.create_async(
+                transfer_id,
+                {"amount": amount_cents, "metadata": {"reversal_id": str(reversal_id)}},
+                {"idempotency_key": f"reversal-{reversal_id}"},
+            )
+        )
+        return Reversal(made.id, made.amount)
+
+    async def reversal_of(self, *, reversal_id: UUID, transfer_id: str) -> Reversal | None:
+        """The reversal of this transfer that was made under `reversal_id`, if there is one.
+
+        Raises Unavailable or StripeFailed.
+        """
+        found = await self._every(lambda page: self._reversals.list_async(transfer_id, page))
+        for made in found:
+            carried = made.metadata.to_dict() if made.metadata else {}
+            if carried.get("reversal_id") == str(reversal_id):
+                return Reversal(made.id, made.amount)
+        return None
+
+    async def events(self, *, since: datetime, types: Sequence[str]) -> AsyncIterator[WebhookEvent]:
+        """What happened in our own account from `since` on, the oldest first: up to 20 `types`.
+
+        Stripe keeps events for 30 days and lists the newest first, so all are read before the
+        first is given (some kilobytes each). What happened in connected accounts, such as
+        `account.updated`, is not among them: ask `account`. An event that cannot be read is
+        logged and left out. Raises Unavailable or StripeFailed.
+        """
+        assert 0 < len(types) <= MAX_EVENT_TYPES, f"{len(types)} types of events"
+        newest_first: list[bytes] = []
+        asked: Any = {"created": {"gte": int(since.timestamp())}, "types": list(types)}
+        async for page in self._pages(lambda page: self._events.list_async(asked | page)):
+            newest_first += (bytes(raw) for raw in _event_page.decode(_body(page)).data)
+        for raw in reversed(newest_first):
+            try:
+                yield _decode(raw)
+            except errors.BadRequest as error:
+                log.error("an event of Stripe's is left out: %s", error.message)
+
+    async def _every(self, ask: AskPage) -> list[Any]:
+        """The objects of all pages, in Stripe's order: the newest first."""
+        return [found async for page in self._pages(ask) for found in page.data]
+
+    async def _pages(self, ask: AskPage) -> AsyncIterator[Any]:
+        """All pages; `ask` gets the parameters that choose one."""
+        after: dict[str, Any] = {}
+        while True:
+            page = await self._answer(ask({"limit": PAGE, **after}))
+            yield page
+            if not page.has_more or not page.data:
+                return
+            after = {"starting_after": page.data[-1].id}
 
     def _absolute(self, url: str) -> str:
         return self._public_url + url if url.startswith("/") else url
@@ -241,17 +472,60 @@ class StripeClient:
         """Without the original as its cause: that one's message may show parts of the key."""
         import stripe
 
+        code = getattr(error.error, "code", None) or ""
+        if code == "account_invalid":  # 403 as a refused key is, and as final as a 404
+            raise self._failed(error, code) from None
         if isinstance(error, stripe.AuthenticationError | stripe.PermissionError):
             log.error("Stripe refuses our key (request %s)", error.request_id)
             raise errors.Unavailable("payments are not available now") from None
-        if isinstance(error, stripe.IdempotencyError):
-            code = "idempotency_error"
-        elif isinstance(error, stripe.InvalidRequestError | stripe.CardError):
-            code = error.code or ""
-        else:
-            raise errors.Unavailable(f"Stripe is away ({type(error).__name__})") from None
+        in_use = error.http_status == 409 or code == "idempotency_key_in_use"
+        if isinstance(error, stripe.IdempotencyError) and not in_use:
+            raise self._failed(error, "idempotency_error") from None
+        if isinstance(error, stripe.InvalidRequestError | stripe.CardError) and not in_use:
+            raise self._failed(error, code) from None
+        raise errors.Unavailable(f"Stripe is away ({type(error).__name__})") from None
+
+    def _failed(self, error: "stripe.StripeError", code: str) -> StripeFailed:
         message = (error.user_message or "Stripe refused").replace(self._secret_key, "***")
-        raise StripeFailed(message, stripe_code=code) from None
+        return StripeFailed(message, stripe_code=code)
+
+
+def _group(payout_id: UUID) -> str:
+    """A payout's key, and the group by which its transfer is found."""
+    return f"payout-{payout_id}"
+
+
+def _account(made: "stripe.Account") -> Account:
+    return Account(made.id, bool(made.details_submitted), bool(made.payouts_enabled))
+
+
+def _refund(made: "stripe.Refund") -> Refund:
+    # Stripe names a reason only in a refund that failed.
+    reason = getattr(made, "failure_reason", None)
+    status = made.status or "pending"
+    return Refund(
+        made.id, status, made.amount, made.currency, reason, our_payment_id(made.metadata)
+    )
+
+
+def our_payment_id(metadata: Any) -> UUID | None:
+    """Our own id, from what we have Stripe keep with a checkout, a charge and a refund."""
+    try:
+        return UUID(metadata["payment_id"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _transfer(made: "stripe.Transfer") -> Transfer:
+    destination = made.destination
+    assert isinstance(destination, str), "a destination is an id unless it is to be expanded"
+    return Transfer(made.id, made.amount, made.currency, destination, made.amount_reversed)
+
+
+def _body(shown: "stripe.StripeObject") -> str:
+    """The bytes that Stripe sent, before its library made an object of them."""
+    assert shown.last_response is not None
+    return shown.last_response.body
 
 
 class _Data(Struct):
@@ -264,9 +538,15 @@ class _Envelope(Struct):
     livemode: bool
     created: int
     data: _Data
+    account: StripeWord | None = None
+
+
+class _EventPage(Struct):
+    data: list[msgspec.Raw]
 
 
 _envelope: Final = msgspec.json.Decoder(_Envelope)
+_event_page: Final = msgspec.json.Decoder(_EventPage)
 _checkout_session: Final = msgspec.json.Decoder(CheckoutSession)
 _other: Final = msgspec.json.Decoder(dict[str, Any])
 
@@ -313,4 +593,4 @@ def _decode(raw: bytes) -> WebhookEvent:
             shown = decoding.parse(bytes(event.data.object), _other)
     except decoding.Undecodable as error:
         raise errors.BadRequest(f"the webhook is not an event: {error}") from None
-    return WebhookEvent(event.id, event.type, event.livemode, event.created, shown)
+    return WebhookEvent(event.id, event.type, event.livemode, event.created, shown, event.account)

@@ -1,8 +1,9 @@
 """Webhooks: every event is owed to one URL until it takes it.
 
 Its one job: deliver what the ledger says is due, signed, in parallel, and try again later and
-later when the receiver is away or does not answer 2xx. Imports `ledger` and aiohttp. A delivery
-that was under way when the process died is made again: at least once, in no order, as at Stripe.
+later when the receiver is away or does not answer 2xx. How often and how late is for the ledger's
+`schedule` to say. Imports `ledger` and aiohttp. A delivery that was under way when the process died
+is made again: at least once, in no order, as at Stripe.
 """
 
 import asyncio
@@ -68,14 +69,18 @@ class Deliverer:
             while True:
                 self._woken.clear()
                 with self._ledger.transaction():
-                    due = self._ledger.claim_deliveries(self._now(), self._free)
+                    due = self._ledger.claim_deliveries(self._now(), self._room())
                 for delivery in due:
                     self._free -= 1
                     attempts.create_task(self._attempt(http, delivery))
                 await self._until_due()
 
+    def _room(self) -> int:
+        """How many more may be under way; none while they are held back."""
+        return 0 if self._ledger.schedule.settings.held else self._free
+
     async def _until_due(self) -> None:
-        next_due = self._ledger.next_due() if self._free else None
+        next_due = self._ledger.next_due() if self._room() else None
         wait_seconds = None if next_due is None else max(next_due - self._now(), 0.0)
         # Not wait_for: in Python 3.11 it can swallow a cancellation.
         with contextlib.suppress(TimeoutError):
@@ -94,7 +99,7 @@ class Deliverer:
             state = "waiting"
             due_at = now + self._first_retry_seconds * 2 ** (delivery.attempts - 1)
         with self._ledger.transaction():
-            self._ledger.end_attempt(delivery.event_id, state, due_at=due_at)
+            self._ledger.end_attempt(delivery, state, due_at=due_at)
         self._free += 1
         self.wake()
 

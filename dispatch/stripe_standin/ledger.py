@@ -1,61 +1,107 @@
-"""What happened so far, in SQLite: sessions, payments, refunds, events, deliveries, answers.
+"""What happened so far, in SQLite: rows, balances, events, deliveries, answers.
 
 Its one job: keep rows and find them, so that a restart on the same folder continues where it was.
-Imports `objects` and the standard library. One process owns the file: a second one fails with
-`sqlite3.OperationalError` (database is locked) when it opens it. Calls block for microseconds; the
-file is not synced at every commit, as losing the last moment of a development ledger to a power
-cut is no loss.
+Imports `objects`, `connected`, `forms`, `params`, `schedule` and the standard library. One process
+owns the file: a second one fails with `sqlite3.OperationalError` (database is locked) when it opens
+it, and a file of another version with `sqlite3.DatabaseError`. Calls block for microseconds; the
+file is not synced at every commit, as losing the last moment of a development ledger to a power cut
+is no loss.
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import Struct
 
+from .connected import Account, Link, Reversal, Transfer
+from .forms import CreatedRange, ListParams
 from .objects import Payment, Refund, Session
+from .params import ApiError
+from .schedule import Schedule
 
-Row = TypeVar("Row", Session, Payment, Refund)
+Row = TypeVar("Row", Session, Payment, Refund, Account, Link, Transfer, Reversal)
 
+# Owners of money beside the accounts: ours, and the two places where it comes from and goes to.
+PLATFORM: Final = "platform"
+CUSTOMERS: Final = "customers"
+BANKS: Final = "banks"
+
+KEY_SECONDS = 86_400  # how long Stripe keeps an answer for its key
 FILE_NAME = "stripe_standin.sqlite3"
-_TABLES: dict[type, str] = {Session: "sessions", Payment: "payments", Refund: "refunds"}
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS sessions (
-    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, body TEXT NOT NULL,
-    status AS (json_extract(body, '$.status')),
-    expires_at AS (json_extract(body, '$.expires_at')),
-    payment_intent AS (json_extract(body, '$.payment_intent')));
+VERSION = 2
+_TABLES: dict[type, str] = {
+    Session: "sessions",
+    Payment: "payments",
+    Refund: "refunds",
+    Account: "accounts",
+    Link: "links",
+    Transfer: "transfers",
+    Reversal: "reversals",
+}
+# What rows are found by, beside `id` and `created`.
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "sessions": ("status", "expires_at", "payment_intent"),
+    "payments": ("charge", "checkout_session"),
+    "refunds": ("payment_intent",),
+    "accounts": (),
+    "links": (),
+    "transfers": ("transfer_group", "destination"),
+    "reversals": ("transfer",),
+}
+
+
+def _table(name: str, columns: tuple[str, ...]) -> str:
+    generated = "".join(
+        f", {column} AS (json_extract(body, '$.{column}'))" for column in ("created", *columns)
+    )
+    return (
+        f"CREATE TABLE IF NOT EXISTS {name} "
+        f"(seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, body TEXT NOT NULL{generated});"
+    )
+
+
+_SCHEMA = (
+    "".join(_table(name, columns) for name, columns in _COLUMNS.items())
+    + """
 CREATE INDEX IF NOT EXISTS sessions_open_idx ON sessions (expires_at) WHERE status = 'open';
-CREATE TABLE IF NOT EXISTS payments (
-    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, body TEXT NOT NULL,
-    charge AS (json_extract(body, '$.charge')),
-    checkout_session AS (json_extract(body, '$.checkout_session')));
 CREATE UNIQUE INDEX IF NOT EXISTS payments_one_a_session_idx ON payments (checkout_session);
 CREATE UNIQUE INDEX IF NOT EXISTS payments_charge_idx ON payments (charge);
-CREATE TABLE IF NOT EXISTS refunds (
-    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, body TEXT NOT NULL,
-    payment_intent AS (json_extract(body, '$.payment_intent')));
 CREATE INDEX IF NOT EXISTS refunds_payment_intent_idx ON refunds (payment_intent);
+CREATE INDEX IF NOT EXISTS transfers_group_idx ON transfers (transfer_group);
+CREATE INDEX IF NOT EXISTS reversals_transfer_idx ON reversals (transfer);
+CREATE TABLE IF NOT EXISTS movements (
+    seq INTEGER PRIMARY KEY, source TEXT NOT NULL, target TEXT NOT NULL, currency TEXT NOT NULL,
+    cents INTEGER NOT NULL CHECK (cents > 0), about TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS balances (
+    owner TEXT NOT NULL, currency TEXT NOT NULL, cents INTEGER NOT NULL,
+    PRIMARY KEY (owner, currency)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS events (
-    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, type TEXT NOT NULL, body BLOB NOT NULL);
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, type TEXT NOT NULL, created INTEGER NOT NULL,
+    account TEXT, body BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS deliveries (
-    event_id TEXT PRIMARY KEY, due_at REAL NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
-    state TEXT NOT NULL CHECK (state IN ('waiting', 'sending', 'delivered', 'given_up')));
+    event_id TEXT NOT NULL, copy INTEGER NOT NULL, due_at REAL NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    state TEXT NOT NULL CHECK (state IN ('waiting', 'sending', 'delivered', 'given_up')),
+    PRIMARY KEY (event_id, copy));
 CREATE INDEX IF NOT EXISTS deliveries_due_idx ON deliveries (due_at) WHERE state = 'waiting';
 CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, fingerprint TEXT NOT NULL, status INTEGER NOT NULL, body BLOB NOT NULL,
-    request_id TEXT NOT NULL);
+    request_id TEXT NOT NULL, at REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS answers_at_idx ON answers (at);
 UPDATE deliveries SET state = 'waiting' WHERE state = 'sending';
 """
+)
 
 
 class Delivery(Struct, frozen=True):
-    """An event that is due: its bytes, and how often it was tried."""
+    """An event that is due: its bytes, and how often this copy of it was tried."""
 
     event_id: str
+    copy: int
     attempts: int
     body: bytes
 
@@ -70,15 +116,27 @@ class Answer(Struct, frozen=True):
 
 
 class Ledger:
-    """All state of the stand-in. Every change is made inside `transaction()`."""
+    """All state of the stand-in. Every change is made inside `transaction()`.
 
-    def __init__(self, data_dir: Path) -> None:
+    `schedule` says when an event that is added is to be delivered.
+    """
+
+    def __init__(self, data_dir: Path, schedule: Schedule | None = None) -> None:
+        self.schedule = schedule or Schedule()
         data_dir.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(data_dir / FILE_NAME, isolation_level=None, timeout=0.2)
         self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = OFF")
+        self._check_version()
         self._db.executescript(_SCHEMA)
+
+    def _check_version(self) -> None:
+        [[version]] = self._db.execute("PRAGMA user_version")
+        [[tables]] = self._db.execute("SELECT count(*) FROM sqlite_schema")
+        if tables and version != VERSION:
+            raise sqlite3.DatabaseError(f"{FILE_NAME} is of another version; delete it")
+        self._db.execute(f"PRAGMA user_version = {VERSION}")
 
     def close(self) -> None:
         self._db.close()
@@ -94,7 +152,7 @@ class Ledger:
             raise
         self._db.execute("COMMIT")
 
-    def save(self, row: Session | Payment | Refund) -> None:
+    def save(self, row: Row) -> None:
         """Insert the row, or replace the one with its id."""
         self._db.execute(
             f"INSERT INTO {_TABLES[type(row)]} (id, body) VALUES (?, ?)"
@@ -111,33 +169,62 @@ class Ledger:
         return msgspec.json.decode(found[0], type=kind) if found else None
 
     def page(
-        self, kind: type[Row], *, limit: int, after: str | None = None, intent: str | None = None
+        self, kind: type[Row], asked: ListParams, filters: Mapping[str, str | None]
     ) -> tuple[list[Row], bool]:
-        """Up to `limit` rows older than `after`, the newest first, and whether there are more."""
-        filters: dict[str, str] = {} if intent is None else {"payment_intent": intent}
-        bodies, more = self._page(_TABLES[kind], limit, after, filters)
+        """The page of rows that was asked for, the newest first, and whether there are more.
+
+        A filter that is None filters nothing. ApiError for a cursor that is no row.
+        """
+        conditions = [
+            (f"{column} = ?", value) for column, value in filters.items() if value is not None
+        ]
+        bodies, more = self._page(_TABLES[kind], asked, conditions)
         return [msgspec.json.decode(body, type=kind) for body in bodies], more
 
     def event_page(
-        self, *, limit: int, after: str | None = None, kind: str | None = None
+        self, asked: ListParams, *, types: list[str] | None, account: str | None
     ) -> tuple[list[bytes], bool]:
-        """As `page`, of events as the bytes that were delivered."""
-        return self._page("events", limit, after, {} if kind is None else {"type": kind})
+        """As `page`, of one account's events (None: ours) as the bytes that were delivered.
+
+        `types` may have `*` in them.
+        """
+        conditions: list[tuple[str, object]] = [("account IS ?", account)]
+        if types is not None:
+            wanted = (
+                "EXISTS (SELECT 1 FROM json_each(?) AS wanted WHERE events.type GLOB wanted.value)"
+            )
+            conditions.append((wanted, msgspec.json.encode(types).decode()))
+        return self._page("events", asked, conditions)
 
     def _page(
-        self, table: str, limit: int, after: str | None, filters: dict[str, str]
+        self, table: str, asked: ListParams, conditions: Sequence[tuple[str, object]]
     ) -> tuple[list[Any], bool]:
-        conditions = [f"{column} = ?" for column in filters]
-        values: list[object] = list(filters.values())
-        if after is not None:
-            conditions.append(f"seq < (SELECT seq FROM {table} WHERE id = ?)")
-            values.append(after)
+        backwards = asked.ending_before is not None
+        conditions = [
+            *conditions,
+            *_created(asked.created),
+            *self._cursor(table, "starting_after", "<", asked.starting_after),
+            *self._cursor(table, "ending_before", ">", asked.ending_before),
+        ]
         found = self._db.execute(
-            f"SELECT body FROM {table} WHERE {' AND '.join(conditions) or 'true'}"
-            " ORDER BY seq DESC LIMIT ?",
-            (*values, limit + 1),
+            f"SELECT body FROM {table}"
+            f" WHERE {' AND '.join(text for text, _ in conditions) or 'true'}"
+            f" ORDER BY seq {'ASC' if backwards else 'DESC'} LIMIT ?",
+            (*(value for _, value in conditions), asked.limit + 1),
         ).fetchall()
-        return [body for (body,) in found[:limit]], len(found) > limit
+        bodies = [body for (body,) in found[: asked.limit]]
+        return bodies[::-1] if backwards else bodies, len(found) > asked.limit
+
+    def _cursor(
+        self, table: str, name: str, side: str, object_id: str | None
+    ) -> list[tuple[str, object]]:
+        """The rows on one `side` of that one in the order in which they were made."""
+        if object_id is None:
+            return []
+        found = self._db.execute(f"SELECT seq FROM {table} WHERE id = ?", (object_id,)).fetchone()
+        if found is None:
+            raise ApiError(f"No such object: '{object_id}'", code="resource_missing", param=name)
+        return [(f"seq {side} ?", found[0])]
 
     def all(self, kind: type[Row]) -> list[Row]:
         """Every row, the oldest first."""
@@ -151,27 +238,55 @@ class Ledger:
         )
         return [msgspec.json.decode(body, type=Session) for (body,) in found]
 
-    def add_event(self, event_id: str, kind: str, body: bytes, *, now: float) -> None:
-        """Keep the event and owe its delivery from now on."""
+    def move(self, source: str, target: str, cents: int, currency: str, *, about: str) -> None:
+        """Money goes from one owner to another, because of the object `about`."""
         self._db.execute(
-            "INSERT INTO events (id, type, body) VALUES (?, ?, ?)", (event_id, kind, body)
+            "INSERT INTO movements (source, target, currency, cents, about) VALUES (?, ?, ?, ?, ?)",
+            (source, target, currency, cents, about),
         )
+        self._db.executemany(
+            "INSERT INTO balances (owner, currency, cents) VALUES (?, ?, ?)"
+            " ON CONFLICT (owner, currency) DO UPDATE SET cents = cents + excluded.cents",
+            ((source, currency, -cents), (target, currency, cents)),
+        )
+
+    def balance(self, owner: str) -> dict[str, int]:
+        """What an owner has, in cents by currency; may be below zero."""
+        found = self._db.execute("SELECT currency, cents FROM balances WHERE owner = ?", (owner,))
+        return dict(found.fetchall())
+
+    def balances(self) -> list[tuple[str, str, int]]:
+        """Owner, currency and cents of all."""
+        return self._db.execute("SELECT owner, currency, cents FROM balances").fetchall()
+
+    def add_event(
+        self, event_id: str, kind: str, body: bytes, *, account: str | None, now: float
+    ) -> None:
+        """Keep the event and owe its deliveries, as often and when `schedule` says."""
         self._db.execute(
-            "INSERT INTO deliveries (event_id, due_at, state) VALUES (?, ?, 'waiting')",
-            (event_id, now),
+            "INSERT INTO events (id, type, created, account, body) VALUES (?, ?, ?, ?, ?)",
+            (event_id, kind, int(now), account, body),
+        )
+        self._db.executemany(
+            "INSERT INTO deliveries (event_id, copy, due_at, state) VALUES (?, ?, ?, 'waiting')",
+            (
+                (event_id, copy, due_at)
+                for copy, due_at in enumerate(self.schedule.due_times(now), start=1)
+            ),
         )
 
     def event_body(self, event_id: str) -> bytes | None:
+        """The event as it was delivered, whosever it is."""
         found = self._db.execute("SELECT body FROM events WHERE id = ?", (event_id,)).fetchone()
         return None if found is None else bytes(found[0])
 
     def claim_deliveries(self, now: float, limit: int) -> list[Delivery]:
         """Up to `limit` deliveries that are due, now marked as being sent."""
         found = self._db.execute(
-            "UPDATE deliveries SET state = 'sending', attempts = attempts + 1 WHERE event_id IN ("
-            " SELECT event_id FROM deliveries WHERE state = 'waiting' AND due_at <= ?"
+            "UPDATE deliveries SET state = 'sending', attempts = attempts + 1 WHERE rowid IN ("
+            " SELECT rowid FROM deliveries WHERE state = 'waiting' AND due_at <= ?"
             " ORDER BY due_at, rowid LIMIT ?)"
-            " RETURNING event_id, attempts,"
+            " RETURNING event_id, copy, attempts,"
             " (SELECT body FROM events WHERE events.id = deliveries.event_id)",
             (now, limit),
         ).fetchall()
@@ -183,11 +298,11 @@ class Ledger:
         due_at: float | None = found.fetchone()[0]
         return due_at
 
-    def end_attempt(self, event_id: str, state: str, *, due_at: float) -> None:
+    def end_attempt(self, delivery: Delivery, state: str, *, due_at: float) -> None:
         """The attempt is over: `delivered`, `given_up`, or `waiting` until `due_at`."""
         self._db.execute(
-            "UPDATE deliveries SET state = ?, due_at = ? WHERE event_id = ?",
-            (state, due_at, event_id),
+            "UPDATE deliveries SET state = ?, due_at = ? WHERE event_id = ? AND copy = ?",
+            (state, due_at, delivery.event_id, delivery.copy),
         )
 
     def delivery_counts(self) -> dict[str, int]:
@@ -196,15 +311,30 @@ class Ledger:
         counts.update(self._db.execute("SELECT state, count(*) FROM deliveries GROUP BY state"))
         return counts
 
-    def answer(self, key: str) -> Answer | None:
+    def answer(self, key: str, *, now: float) -> Answer | None:
+        """What was answered under this key, unless that is so long ago that it is forgotten."""
+        self._db.execute("DELETE FROM answers WHERE at <= ?", (now - KEY_SECONDS,))
         found = self._db.execute(
             "SELECT fingerprint, status, body, request_id FROM answers WHERE key = ?", (key,)
         ).fetchone()
         return Answer(*found) if found else None
 
-    def remember(self, key: str, answer: Answer) -> None:
+    def remember(self, key: str, answer: Answer, *, now: float) -> None:
         self._db.execute(
-            "INSERT INTO answers (key, fingerprint, status, body, request_id)"
-            " VALUES (?, ?, ?, ?, ?)",
-            (key, answer.fingerprint, answer.status, answer.body, answer.request_id),
+            "INSERT INTO answers (key, fingerprint, status, body, request_id, at)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (key, answer.fingerprint, answer.status, answer.body, answer.request_id, now),
         )
+
+    def forget_answers(self) -> int:
+        """As if a day had passed for every key; how many there were."""
+        return self._db.execute("DELETE FROM answers").rowcount
+
+
+def _created(asked: int | CreatedRange | None) -> list[tuple[str, object]]:
+    if asked is None:
+        return []
+    if isinstance(asked, int):
+        return [("created = ?", asked)]
+    limits = ((">", asked.gt), (">=", asked.gte), ("<", asked.lt), ("<=", asked.lte))
+    return [(f"created {side} ?", moment) for side, moment in limits if moment is not None]

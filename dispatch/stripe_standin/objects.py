@@ -1,8 +1,9 @@
 """Our rows, and how Stripe shows them.
 
 Its one job: give each row the shape that Stripe publishes for `checkout.session`,
-`payment_intent`, `charge`, `refund` and `event` (a test holds every key against the types of the
-pinned stripe package). Imports msgspec only; pure. A row is the truth, an object is made from it.
+`payment_intent`, `charge`, `refund`, `event` and lists (a test holds every key against the types of
+the pinned stripe package). Imports msgspec only; pure. A row is the truth, an object is made from
+it.
 """
 
 import secrets
@@ -67,7 +68,7 @@ class Payment(Struct, frozen=True):
 
 
 class Refund(Struct, frozen=True):
-    """Money given back, in cents."""
+    """Money given back, in cents; `failure_reason` only when it failed."""
 
     id: str
     payment_intent: str
@@ -77,6 +78,8 @@ class Refund(Struct, frozen=True):
     currency: str
     reason: str | None = None
     metadata: dict[str, str] = {}
+    status: Literal["pending", "succeeded", "failed"] = "succeeded"
+    failure_reason: str | None = None
 
 
 def new_id(prefix: str) -> str:
@@ -285,9 +288,10 @@ def _card(amount: int) -> Json:
 
 
 def refund(row: Refund) -> Json:
-    """A refund, which succeeds at once."""
+    """A refund: why it waits or failed is named only while it does or has."""
     return {
         **dict.fromkeys(_REFUND_NULLS),
+        **_why(row),
         "id": row.id,
         "object": "refund",
         "amount": row.amount,
@@ -299,8 +303,17 @@ def refund(row: Refund) -> Json:
         "metadata": row.metadata,
         "payment_intent": row.payment_intent,
         "reason": row.reason,
-        "status": "succeeded",
+        "status": row.status,
     }
+
+
+def _why(row: Refund) -> Json:
+    if row.status == "pending":
+        return {"pending_reason": "processing"}
+    if row.status == "failed":
+        returned = row.id.replace("re_", "txn_returned_")
+        return {"failure_reason": row.failure_reason, "failure_balance_transaction": returned}
+    return {}
 
 
 _REFUND_NULLS = (
@@ -324,14 +337,17 @@ def event(
     api_version: str,
     cause: Cause,
     previous: Json | None = None,
+    account: str | None = None,
 ) -> Json:
-    """A new event about `shown`; `previous` holds the attributes that an update replaced."""
+    """A new event about `shown`; `previous` holds the attributes that an update replaced, and
+    `account` is named for what happened in a connected account only."""
     data: Json = {"object": shown}
     if previous is not None:
         data["previous_attributes"] = previous
     return {
         "id": new_id("evt"),
         "object": "event",
+        **({} if account is None else {"account": account}),
         "api_version": api_version,
         "created": created,
         "data": data,

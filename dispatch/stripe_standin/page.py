@@ -1,15 +1,16 @@
-"""The hosted checkout page: what a customer sees between our server and the way back.
+"""The hosted pages: what a person sees between our server and the way back.
 
-Its one job: HTML for one session in each of its states, without any script. Imports `objects` and
-`params`. Everything that came from outside is escaped, and the page's policy allows its one style
-and its own form only; the two origins that the form leads back to are named as well, because
-browsers hold `form-action` against the redirect that answers a form.
+Its one job: HTML for a checkout or an onboarding in each of its states, without any script. Imports
+`objects`, `connected` and `params`. Everything that came from outside is escaped, and the page's
+policy allows its one style and its own forms only; the origins that a form leads back to are named
+as well, because browsers hold `form-action` against the redirect that answers a form.
 """
 
 import base64
 import hashlib
 from html import escape
 
+from .connected import Account, Link
 from .objects import Session
 from .params import origin_of
 
@@ -38,6 +39,8 @@ dl { margin: 0 0 1.5rem; padding: 1rem 0; border-block: 1px solid var(--line); d
   grid-template-columns: 1fr auto; gap: .35rem 1rem; }
 dt { overflow-wrap: anywhere; } dt small { display: block; color: var(--soft); }
 dd { margin: 0; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.loud { margin: -2rem -2rem 1.5rem; padding: .6rem 1rem; border-radius: 14px 14px 0 0;
+  background: #ffd43b; color: #1a2233; font-weight: 650; text-align: center; }
 form + form { margin-top: .75rem; }
 button, .back { display: block; width: 100%; padding: .8rem 1rem; border-radius: 9px; font: inherit;
   font-weight: 600; text-align: center; text-decoration: none; cursor: pointer;
@@ -51,12 +54,10 @@ p { margin: 0 0 1.25rem; color: var(--soft); overflow-wrap: anywhere; }
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 
 
-def headers(session: Session | None = None) -> dict[str, str]:
-    """The headers of every page; `session` adds where its forms lead."""
-    targets = ["'self'"]
-    if session is not None:
-        back = (origin_of(session.success_url), origin_of(session.cancel_url or ""))
-        targets += sorted({origin for origin in back if origin})
+def headers(*ways_back: str) -> dict[str, str]:
+    """The headers of every page; `ways_back` are where its forms lead."""
+    origins = {origin_of(way) for way in ways_back}
+    targets = ["'self'", *sorted(origin for origin in origins if origin)]
     policy = (
         f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; "
         f"frame-ancestors 'none'; form-action {' '.join(targets)}"
@@ -82,11 +83,11 @@ def checkout(session: Session) -> str:
     what = session.items[0].name if len(session.items) == 1 else f"{len(session.items)} items"
     lines = "".join(_line(session, index) for index in range(len(session.items)))
     who = f"<p>For {escape(session.customer_email)}</p>" if session.customer_email else ""
-    cancel = _form(session, "cancel", "Cancel", "") if session.cancel_url else ""
+    cancel = _form(f"/c/pay/{session.id}/cancel", "Cancel") if session.cancel_url else ""
     return _page(
         f"Pay {amount}",
         f'<h1>{escape(what)}</h1><div class="total">{escape(amount)}</div><dl>{lines}</dl>{who}'
-        + _form(session, "pay", f"Pay {amount}", "act")
+        + _form(f"/c/pay/{session.id}/pay", f"Pay {amount}", "act")
         + cancel,
     )
 
@@ -99,9 +100,23 @@ def _line(session: Session, index: int) -> str:
     return f"<dt>{name}{note}</dt><dd>{price}</dd>"
 
 
-def _form(session: Session, action: str, label: str, style: str) -> str:
+def onboarding(link: Link, account: Account) -> str:
+    """The page of a link that can still be used."""
+    who = f"<p>For {escape(account.email)}</p>" if account.email else ""
+    path = f"/c/onboard/{link.id}"
+    return _page(
+        "Set up payouts",
+        '<h1 class="said">Set up payouts</h1>'
+        "<p>Stripe would ask here who you are and where your money goes. Nothing is asked.</p>"
+        + who
+        + _form(f"{path}/finish", "Finish", "act")
+        + _form(f"{path}/leave", "Not now"),
+    )
+
+
+def _form(action: str, label: str, style: str = "") -> str:
     return (
-        f'<form method="post" action="/c/pay/{escape(session.id)}/{action}">'
+        f'<form method="post" action="{escape(action)}">'
         f'<button class="{style}">{escape(label)}</button></form>'
     )
 
@@ -113,11 +128,14 @@ def message(title: str, text: str, back_url: str | None = None) -> str:
     return _page(title, said + back)
 
 
+_BANNER = '<div class="loud">Not Stripe: a stand-in for tests</div>'
+
+
 def _page(title: str, content: str) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>{content}"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>{_BANNER}{content}"
         "<footer>A local stand-in for Stripe. No card is asked for and no money moves.</footer>"
         "</main></body></html>"
     )

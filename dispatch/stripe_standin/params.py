@@ -7,20 +7,18 @@ refuse everything that Stripe would refuse on sight. Imports msgspec only. Fails
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 Json = dict[str, Any]
 Request = TypeVar("Request", bound=Struct)
 
 MAX_FIELDS = 500
 MAX_DEPTH = 6
-MAX_AMOUNT = 99_999_999  # Stripe's: eight digits
-MIN_AMOUNT = 50  # Stripe's for usd, eur and most others
-_LISTS = {"line_items"}
+_LISTS = {"line_items", "types"}
 _ORIGIN = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+)(:\d{1,5})?")
 
 
@@ -46,72 +44,6 @@ class InvalidParams(ApiError):
     """The parameters themselves are wrong: nothing was tried, nothing is kept for the key."""
 
 
-_Text = Annotated[str, Meta(min_length=1, max_length=5000)]
-Metadata = Annotated[
-    dict[Annotated[str, Meta(max_length=40)], Annotated[str, Meta(max_length=500)]],
-    Meta(max_length=50),
-]
-
-
-class ProductData(Struct, forbid_unknown_fields=True):
-    name: Annotated[str, Meta(min_length=1, max_length=250)]
-    description: _Text | None = None
-    metadata: Metadata = {}
-
-
-class PriceData(Struct, forbid_unknown_fields=True):
-    currency: str
-    product_data: ProductData
-    unit_amount: Annotated[int, Meta(ge=0, le=MAX_AMOUNT)]
-
-
-class LineItem(Struct, forbid_unknown_fields=True):
-    price_data: PriceData
-    quantity: Annotated[int, Meta(ge=1, le=999_999)]
-
-
-class PaymentIntentData(Struct, frozen=True, forbid_unknown_fields=True):
-    metadata: Metadata = {}
-    description: _Text | None = None
-
-
-class CheckoutParams(Struct, forbid_unknown_fields=True):
-    mode: Literal["payment"]
-    success_url: _Text
-    line_items: Annotated[list[LineItem], Meta(min_length=1, max_length=100)]
-    cancel_url: _Text | None = None
-    client_reference_id: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
-    customer_email: Annotated[str, Meta(max_length=512)] | None = None
-    expires_at: int | None = None
-    metadata: Metadata = {}
-    payment_intent_data: PaymentIntentData = PaymentIntentData()
-
-
-class RefundParams(Struct, forbid_unknown_fields=True):
-    payment_intent: str | None = None
-    charge: str | None = None
-    amount: Annotated[int, Meta(ge=1, le=MAX_AMOUNT)] | None = None
-    reason: Literal["duplicate", "fraudulent", "requested_by_customer"] | None = None
-    metadata: Metadata = {}
-
-
-class NoParams(Struct, forbid_unknown_fields=True):
-    pass
-
-
-class ListParams(Struct, forbid_unknown_fields=True):
-    limit: Annotated[int, Meta(ge=1, le=100)] = 10
-    starting_after: str | None = None
-
-
-class ListByIntentParams(ListParams, forbid_unknown_fields=True):
-    payment_intent: str | None = None
-
-
-class ListEventsParams(ListParams, forbid_unknown_fields=True):
-    type: str | None = None
-
-
 def parse_form(raw: bytes) -> Json:
     """Nest `a[b][c]=d` as {"a": {"b": {"c": "d"}}}, and what we know to be lists as lists.
 
@@ -134,6 +66,9 @@ def parse_form(raw: bytes) -> Json:
 
 def _put(nested: Json, name: str, value: str) -> None:
     path = name.replace("]", "").split("[")
+    if len(path) == 2 and not path[1]:  # `types[]=a&types[]=b` is `types[0]=a&types[1]=b`
+        earlier = nested.get(path[0])
+        path[1] = str(len(earlier)) if isinstance(earlier, dict) else "0"
     if len(path) > MAX_DEPTH:
         raise InvalidParams("Invalid request: parameters are nested too deep.", param=path[0])
     node = nested
@@ -175,44 +110,6 @@ def _worded(message: str) -> InvalidParams:
             return InvalidParams(f"{said}: {param}", code=kind, param=param)
     code = "parameter_invalid_integer" if "`int`" in what else None
     return InvalidParams(f"Invalid {inside}: {what}", code=code, param=inside)
-
-
-def check_checkout(params: CheckoutParams, now: int) -> int:
-    """What the types cannot say about a new Checkout Session; returns the total in cents."""
-    urls: dict[str, str | None] = {
-        "success_url": params.success_url,
-        "cancel_url": params.cancel_url,
-    }
-    for name, url in urls.items():
-        if url is not None and origin_of(url) is None:
-            raise InvalidParams("Not a valid URL", code="url_invalid", param=name)
-    email = params.customer_email
-    if email is not None and not re.fullmatch(r"[^@\s<>]+@[^@\s<>]+\.[^@\s<>]+", email):
-        raise InvalidParams(
-            f"Invalid email address: {email}", code="email_invalid", param="customer_email"
-        )
-    if params.expires_at is not None and not 1799 <= params.expires_at - now <= 86_400:
-        raise InvalidParams(
-            "The `expires_at` timestamp must be at least 30 minutes and less than 24 hours from "
-            "Checkout Session creation.",
-            param="expires_at",
-        )
-    currencies = {item.price_data.currency.lower() for item in params.line_items}
-    currency = min(currencies)
-    if len(currencies) > 1 or not re.fullmatch("[a-z]{3}", currency):
-        raise InvalidParams(
-            f"Invalid currency: {currency}. All line items need the same three-letter code.",
-            param="line_items[0][price_data][currency]",
-        )
-    total = sum(item.price_data.unit_amount * item.quantity for item in params.line_items)
-    if not MIN_AMOUNT <= total <= MAX_AMOUNT:
-        raise InvalidParams(
-            "The Checkout Session's total amount due must be between "
-            f"{MIN_AMOUNT} and {MAX_AMOUNT}, in the smallest unit of {currency}.",
-            code="amount_too_small" if total < MIN_AMOUNT else "amount_too_large",
-            param="line_items",
-        )
-    return total
 
 
 def origin_of(url: str) -> str | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
+from uuid import UUID
 
 import aiohttp
 import msgspec
@@ -18,10 +19,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from dispatch.stripe_client import StripeClient
 from dispatch.stripe_standin import create_app
 from tests.support import STRIPE_SECRET_KEY, STRIPE_WEBHOOK_SECRET, eventually
 
 Json = dict[str, Any]
+
+PAYMENT_ID = UUID("2f6b2a0e-1111-4222-8333-444455556666")
 
 CHECKOUT: dict[str, str] = {
     "mode": "payment",
@@ -35,6 +39,13 @@ CHECKOUT: dict[str, str] = {
     "line_items[0][price_data][product_data][name]": "Video, 15 minutes",
     "metadata[plan]": "video15",
     "payment_intent_data[metadata][plan]": "video15",
+}
+
+ACCOUNT: dict[str, str] = {
+    "type": "express",
+    "email": "corner@shops.example",
+    "capabilities[transfers][requested]": "true",
+    "metadata[payee]": "workshop-1",
 }
 
 
@@ -165,11 +176,22 @@ class StandInClient:
         _, paid, _ = await self.call("GET", f"/v1/checkout/sessions/{session['id']}")
         return paid
 
+    async def control(self, method: str, path: str, /, **body: Any) -> Json:
+        """Have the stand-in do something, by `/_standin/…`; what it answers."""
+        url = f"{self.url}/_standin/{path}"
+        async with self.http.request(method, url, json=body) as response:
+            answer: Json = await response.json()
+            assert response.status == 200, answer
+            return answer
+
     async def ledger(self) -> Json:
-        """Payments, refunds and the state of the deliveries."""
-        async with self.http.get(f"{self.url}/_standin/ledger") as response:
-            shown: Json = await response.json()
-            return shown
+        """Everything with its cents, and the state of the deliveries."""
+        return await self.control("GET", "ledger")
+
+    async def payee(self, **changed: str) -> Json:
+        """A connected account that was set up and may receive transfers."""
+        _, account, _ = await self.call("POST", "/v1/accounts", ACCOUNT | changed)
+        return await self.control("POST", f"accounts/{account['id']}")
 
 
 @asynccontextmanager
@@ -181,3 +203,23 @@ async def stand_in(
     app = create_app(STRIPE_SECRET_KEY, STRIPE_WEBHOOK_SECRET, webhook_url, data_dir, **options)
     async with serving(app) as url, aiohttp.ClientSession() as http:
         yield StandInClient(url, http)
+
+
+def make_client(api_base: str, secret_key: str = STRIPE_SECRET_KEY) -> StripeClient:
+    return StripeClient(secret_key, api_base=api_base, public_url="http://localhost:8000/")
+
+
+def booking(payment_id: UUID = PAYMENT_ID, **changed: Any) -> dict[str, Any]:
+    """Arguments of a checkout as the payments module passes them."""
+    return {
+        "payment_id": payment_id,
+        "plan_code": "video15",
+        "plan_name": "Video, 15 minutes",
+        "amount_cents": 2500,
+        "currency": "usd",
+        "customer_email": "ann@example.com",
+        "metadata": {"intake_id": "i-1", "routing_type": "hybrid"},
+        "success_url": "/intake/done?checkout={CHECKOUT_SESSION_ID}",
+        "cancel_url": "/intake/back",
+        "expires_in_seconds": 3600,
+    } | changed

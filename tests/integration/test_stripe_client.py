@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 import stripe
@@ -21,12 +21,19 @@ from dispatch.stripe_client import (
     verify_webhook,
 )
 from dispatch.stripe_standin.delivery import signature_header
-from tests.integration.stripe_servers import Receiver, StandInClient, serving, stand_in
-from tests.support import STRIPE_SECRET_KEY, STRIPE_WEBHOOK_SECRET, eventually
+from tests.integration.stripe_servers import (
+    PAYMENT_ID,
+    Receiver,
+    StandInClient,
+    booking,
+    make_client,
+    serving,
+    stand_in,
+)
+from tests.support import STRIPE_WEBHOOK_SECRET, eventually
 
 Sign = Callable[[bytes], str]
 SECRETS = (STRIPE_WEBHOOK_SECRET,)
-PAYMENT_ID = UUID("2f6b2a0e-1111-4222-8333-444455556666")
 BODY = b'{"id":"evt_1","type":"charge.refunded","livemode":false,"created":5,"data":{"object":{}}}'
 
 
@@ -49,26 +56,6 @@ async def client(stripe_stand_in: StandInClient) -> AsyncIterator[StripeClient]:
     client = make_client(stripe_stand_in.url)
     yield client
     await client.close()
-
-
-def make_client(api_base: str, secret_key: str = STRIPE_SECRET_KEY) -> StripeClient:
-    return StripeClient(secret_key, api_base=api_base, public_url="http://localhost:8000/")
-
-
-def booking(payment_id: UUID = PAYMENT_ID, **changed: Any) -> dict[str, Any]:
-    """Arguments of a checkout as the payments module passes them."""
-    return {
-        "payment_id": payment_id,
-        "plan_code": "video15",
-        "plan_name": "Video, 15 minutes",
-        "amount_cents": 2500,
-        "currency": "usd",
-        "customer_email": "ann@example.com",
-        "metadata": {"intake_id": "i-1", "routing_type": "hybrid"},
-        "success_url": "/intake/done?checkout={CHECKOUT_SESSION_ID}",
-        "cancel_url": "/intake/back",
-        "expires_in_seconds": 3600,
-    } | changed
 
 
 async def pay(

@@ -492,7 +492,7 @@ async def test_the_process_says_where_it_listens_and_leaves_when_told(tmp_path: 
     process = await start(tmp_path)
     assert process.stderr is not None
     ready = (await process.stderr.readline()).decode()
-    assert ready.startswith("stand-in for Stripe on http://127.0.0.1:")
+    assert ready.startswith("NOT STRIPE, a stand-in that moves no money: http://127.0.0.1:")
 
     second = await start(tmp_path)  # while the first holds the ledger
     _, refused = await second.communicate()

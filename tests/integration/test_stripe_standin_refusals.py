@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatch.stripe_standin import create_app
-from dispatch.stripe_standin.params import ApiError, CheckoutParams, parse_form, read
+from dispatch.stripe_standin.forms import CheckoutParams
+from dispatch.stripe_standin.params import ApiError, parse_form, read
 from tests.integration.stripe_servers import CHECKOUT, StandInClient, stand_in
 
 PRICE = "line_items[0][price_data]"
