@@ -15,7 +15,7 @@ from uuid import UUID
 
 from msgspec import Raw, Struct
 
-from dispatch import favorites, frames
+from dispatch import customer_payments, favorites, frames
 from dispatch.auth import Authenticator, Identity, judge
 from dispatch.board import Board
 from dispatch.config import Config
@@ -50,6 +50,7 @@ from dispatch.protocol import (
     OfferSeen,
     OfferWon,
     Ok,
+    PaymentState,
     Ping,
     RequestCancel,
     RequestWiden,
@@ -76,8 +77,8 @@ _PACE_SECONDS: Final = 0.02
 _PACE_BYTES: Final = 64 * 1024  # unread, that nothing more is added to
 MAX_SOCKETS: Final = 32  # of one user at one node
 
-# What customers who connect have going on, and the favourites of those who have some.
-_Customers = tuple[Arrivals, dict[UUID, list[Favorite]]]
+# What customers who connect have going on, and the favourites and moved money of who has some.
+_Customers = tuple[Arrivals, dict[UUID, list[Favorite]], dict[UUID, list[PaymentState]]]
 
 
 class Gateway:
@@ -267,10 +268,11 @@ class Gateway:
     async def _read_customers(self, user_ids: Sequence[UUID]) -> _Customers:
         """The arrivals last: they are what others may change meanwhile."""
         chosen = await favorites.of_customers(self._store.pool, user_ids)
-        return await self._store.arrivals(user_ids), chosen
+        paid = await customer_payments.of_customers(self._store.pool, user_ids)
+        return await self._store.arrivals(user_ids), chosen, paid
 
     async def _welcome_customer(self, connection: Connection) -> None:
-        arrivals, chosen = await self._customers.get(connection.user_id)
+        arrivals, chosen, paid = await self._customers.get(connection.user_id)
         self._learn(arrivals)
         if connection.closing:
             return
@@ -285,15 +287,16 @@ class Gateway:
         ]
         entries.sort(key=lambda entry: entry.booking.created_at, reverse=True)
         wanted = chosen.get(connection.user_id, [])
-        requests = _fitting(map(self._fanout.request_state, entries), _LIST_BYTES // 3)
+        requests = _fitting(map(self._fanout.request_state, entries), _LIST_BYTES // 4)
         sessions = [
             frames.session_state(entry, Role.CUSTOMER, now) for entry in entries[: len(requests)]
         ]
-        shown = _fitting(wanted, _LIST_BYTES // 3)
+        shown = _fitting(wanted, _LIST_BYTES // 4)
         snapshot = CustomerSnapshot(
             requests=requests,
             sessions=sessions,
             favorites=shown,
+            payments=_fitting(paid.get(connection.user_id, []), _LIST_BYTES // 4),
             more_requests=len(requests) < len(entries),
             more_favorites=len(shown) < len(wanted),
         )

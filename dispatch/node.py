@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Final, Self, assert_never
 from uuid import UUID
 
-from dispatch import people, push, refunds
+from dispatch import customer_payments, people, push, refunds
 from dispatch.audience import NAMED, Audience
 from dispatch.audit import Audit
 from dispatch.auth import Authenticator
@@ -123,6 +123,7 @@ class Node:
         self._reconcile_now = asyncio.Event()
         self._facts_since: datetime | None = None
         self._changes_told: dict[UUID, datetime] = {}  # of mechanics, as far as they are read again
+        self._payments_told: dict[UUID, datetime] = {}  # the same of payments
         self._postgres_lost = False
         self._ran_at = time.monotonic()  # when this process was seen to run
         self._caught_up = asyncio.Event()
@@ -402,9 +403,19 @@ class Node:
                 self._mechanic_changed(facts.candidate, facts.changed_at)
             for user_id, token_epoch in await people.revoked_since(self.pool, self._facts_since):
                 self.close_revoked(user_id, token_epoch)
+            for moved in await customer_payments.moved_since(self.pool, self._facts_since):
+                self._tell_of_payment(moved)
         self._facts_since = since = asked_at - FACTS_MARGIN
-        told = self._changes_told.items()
-        self._changes_told = {id_: changed_at for id_, changed_at in told if changed_at > since}
+        self._changes_told = _after(since, self._changes_told)
+        self._payments_told = _after(since, self._payments_told)
+
+    def _tell_of_payment(self, moved: customer_payments.Moved) -> None:
+        """Once a change, to every socket of its customer that is here."""
+        sockets = self.hub.sockets_of(moved.customer_id)
+        if sockets and self._payments_told.get(moved.state.payment_id) != moved.moved_at:
+            self._payments_told[moved.state.payment_id] = moved.moved_at
+            for socket in sockets:
+                socket.send_frame(moved.state)
 
     async def _database_clock(self) -> datetime:
         async with unavailable_when_lost():
@@ -514,3 +525,8 @@ class Node:
         watch("board_bookings", "Live bookings on the board", lambda: len(self.board))
         watch("timers", "Pending timers", lambda: len(self.dispatcher.timers))
         watch("bus_degraded", "1 while hints may be lost", lambda: int(self.bus.degraded))
+
+
+def _after(since: datetime, told: dict[UUID, datetime]) -> dict[UUID, datetime]:
+    """What is read again, and must not be told again."""
+    return {id_: changed_at for id_, changed_at in told.items() if changed_at > since}

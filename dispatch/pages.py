@@ -24,10 +24,11 @@ _HEADERS: Final = {
 }
 
 
-def page(title: str, text: str) -> HTMLResponse:
-    """A page with a heading and a paragraph."""
+def page(title: str, text: str, *, refresh_seconds: int | None = None) -> HTMLResponse:
+    """A page with a heading and a paragraph; it looks again by itself after so many seconds."""
+    again = f"<meta http-equiv=refresh content={refresh_seconds}>" if refresh_seconds else ""
     return HTMLResponse(
-        "<!doctype html><html lang=en><meta charset=utf-8>"
+        f"<!doctype html><html lang=en><meta charset=utf-8>{again}"
         '<meta name=viewport content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)}</title><link rel=icon href=data:,>"
         f"<style>{_STYLE}</style><h1>{escape(title)}</h1><p>{escape(text)}</p>",

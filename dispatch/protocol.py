@@ -289,6 +289,29 @@ class SessionWarning(ServerFrame, frozen=True, tag="session.warning"):
     server_time: str
 
 
+PaymentStatus = Literal[
+    "created", "paid", "fulfilled", "held", "refunding", "refunded", "expired", "failed"
+]
+
+
+class PaymentState(ServerFrame, frozen=True, tag="payment.status"):
+    """The frame `payment.status`: money that is held, goes back or went back, and why.
+
+    `amount_cents` is what came (or is expected), of which so much went back as money or credits.
+    """
+
+    payment_id: UUID
+    status: PaymentStatus
+    amount_cents: int
+    refunded_cents: int
+    credited_cents: int
+    currency: str
+    message: str
+    created_at: str
+    server_time: str
+    session_id: UUID | None = None
+
+
 class MechanicPresence(ServerFrame, frozen=True, tag="mechanic.presence"):
     mechanic_id: UUID
     presence: Literal["online", "offline", "unknown"]
@@ -316,6 +339,7 @@ class CustomerSnapshot(Struct, frozen=True, kw_only=True):
     requests: list[RequestState]
     sessions: list[SessionState]
     favorites: list[Favorite]
+    payments: list[PaymentState]
     more_requests: bool
     more_favorites: bool
 

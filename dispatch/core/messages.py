@@ -19,3 +19,21 @@ MECHANIC_CANCELLED: Final = "Your mechanic had to cancel. Finding you another me
 COMPLETED: Final = "Your session has ended."
 CANCELLED: Final = "Your booking was cancelled. Any payment is refunded."
 EXPIRED: Final = "No mechanic could take your request. Any payment is refunded."
+
+# Of a payment that is looked at or goes back.
+PAYMENT_EXPECTED: Final = "Your payment is being confirmed."
+PAYMENT_HELD: Final = "We are looking at your payment of {received}, and will be in touch."
+PAYMENT_REFUNDING: Final = "Your payment of {left} is on its way back to you."
+PAYMENT_REFUNDED: Final = "{refunded} of your payment of {received} was given back."
+PAYMENT_CREDITED: Final = "Your payment of {credited} is yours as credits."
+# Why, by the word that is kept with it; money that went back for another reason says nothing.
+WHY_REFUNDED: Final = {
+    "active_session_exists": "You have an active session already.",
+    "already_booked": "This booking was paid before.",
+    "slot_full": "The slot is full.",
+    "slot_over": "The time of the slot is over.",
+    "expired": "No mechanic could take your request.",
+    "cancelled": "Your booking was cancelled.",
+    "customer_left": "You left before the session began.",
+    "customer_absent": "The session did not begin in time.",
+}

@@ -7,13 +7,15 @@ from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from dispatch import checkout, people, sessions, webhooks
+from dispatch import checkout, customer_payments, people, sessions, webhooks
+from dispatch.core import messages
 from dispatch.core.types import RefundAs, Role
 from dispatch.endpoints.area import Area, Path
-from dispatch.exchange import body, ok, optional_body, path_id, query, raw_body
+from dispatch.exchange import Page, body, ok, optional_body, path_id, query, raw_body
 from dispatch.pages import page
 
 MAX_WEBHOOK_BYTES: Final = 512 * 1024  # Stripe's events are larger than what clients may send
+LOOK_AGAIN_SECONDS: Final = 2
 
 
 class Waiver(Struct, frozen=True):
@@ -30,6 +32,12 @@ class Cancellation(Struct, frozen=True):
     refund_as: RefundAs = "money"
 
 
+class ComingBack(Struct, frozen=True):
+    """What Stripe adds to the address that it sends a customer back to."""
+
+    session_id: Annotated[str, Meta(max_length=255)] | None = None
+
+
 class Bookings(Area):
     """Intakes, waivers, checkouts, webhooks and requests."""
 
@@ -42,6 +50,7 @@ class Bookings(Area):
             ("POST", "/api/stripe/webhook", self.stripe_webhook),
             ("GET", "/checkout/success", self.checkout_success),
             ("GET", "/checkout/cancel", self.checkout_cancel),
+            ("GET", "/api/customer/payments", self.payments),
             ("GET", "/api/requests/{id}", self.request),
             ("POST", "/api/requests/{id}/cancel", self.cancel_request),
             ("POST", "/api/requests/{id}/widen", self.widen_request),
@@ -94,16 +103,33 @@ class Bookings(Area):
         return ok()
 
     async def checkout_success(self, request: Request) -> Response:
-        """Says thank you. Only the webhook books."""
-        return page(
-            "Thank you",
-            "Your payment is being confirmed. Your booking starts as soon as it is; "
-            "you can follow it where you began.",
-        )
+        """Says what has become of the payment that somebody comes back from. Only Stripe's webhook
+        books: this page knows what our rows say, and looks again while they wait for it."""
+        came = query(request, ComingBack)
+        payment = None
+        if came.session_id:
+            payment = await customer_payments.of_checkout(self.node.pool, came.session_id)
+        if payment is None or payment.status in ("created", "expired", "failed"):
+            text = f"{messages.PAYMENT_EXPECTED} Your booking starts as soon as it is."
+            again = None if payment is None else LOOK_AGAIN_SECONDS
+            return page("Thank you", text, refresh_seconds=again)
+        title = "Thank you" if payment.status == "fulfilled" else "About your payment"
+        return page(title, payment.message)
 
     async def checkout_cancel(self, request: Request) -> Response:
         """Says that nothing happened."""
         return page("Nothing was charged", "You left the payment page. You can begin again.")
+
+    async def payments(self, request: Request) -> Response:
+        """All that the caller has paid, and what has become of it."""
+        caller = await self.caller(request, Role.CUSTOMER)
+        part = query(request, Page)
+        pool = self.node.pool
+        return ok(
+            await customer_payments.listing(
+                pool, caller.user_id, limit=part.limit, offset=part.offset
+            )
+        )
 
     async def request(self, request: Request) -> Response:
         """The frame `request.status` of the customer's own request."""

@@ -537,7 +537,7 @@ async def test_a_refund_waits_until_its_intent_is_known(till: Till, config: Conf
     assert len(await till.refunds()) == 1
 
 
-async def test_a_refund_that_stripe_refuses_stays_owed_for_a_person(
+async def test_a_refund_that_stripe_refuses_is_held_for_a_person(
     till: Till, caplog: pytest.LogCaptureFixture
 ) -> None:
     await owed(till)
@@ -549,7 +549,7 @@ async def test_a_refund_that_stripe_refuses_stays_owed_for_a_person(
         )
 
     assert "resource_missing" in row["last_error"]
-    assert await till.pool.fetchval("SELECT status FROM payments") == "refunding"
+    assert await till.pool.fetchval("SELECT status FROM payments") == "held"
     assert "is given up after 1 attempts" in caplog.text
     assert STRIPE_SECRET_KEY not in caplog.text + row["last_error"]
 

@@ -198,6 +198,20 @@ class Till:
             statuses: list[int] = (await response.json())["statuses"]
             return statuses
 
+    async def at_stripe(self, path: str, **asked: Any) -> Json:
+        """What Stripe, or a person there, does by itself."""
+        url = f"{self.stand_in.url}/_standin/{path}"
+        async with self.stand_in.http.post(url, json=asked) as response:
+            assert response.status == 200, await response.text()
+            told: Json = await response.json()
+            return told
+
+    async def hook(self, kind: str) -> Webhook:
+        """The first webhook of this type that has come."""
+        return await eventually(
+            lambda: next((hook for hook in self.got if hook.event["type"] == kind), None)
+        )
+
     def results(self) -> Counter[str]:
         """What became of the webhooks handled so far, without those that are not for us."""
         return Counter(o.result for o in self.outcomes if o.result != "ignored")
