@@ -66,6 +66,9 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "session status": lambda value: (
         value in {"scheduled", "pending", "accepted", "active", "completed", "cancelled", "expired"}
     ),
+    "payment status": lambda value: (
+        value in {"fulfilled", "held", "refunding", "refunded"}  # the others are not told
+    ),
     "prompt": lambda value: value in {"favorite", "rate"},
     "error code": lambda value: value in ERROR_CODES,
 }
@@ -137,6 +140,18 @@ SHAPES: dict[str, Shape] = {
         "prompt": "prompt?",
         "server_time": "time",
     },
+    "payment.status": {
+        "payment_id": "uuid",
+        "session_id": "uuid?",
+        "status": "payment status",
+        "amount_cents": "int",
+        "refunded_cents": "int",
+        "credited_cents": "int",
+        "currency": "string",
+        "message": "string",
+        "created_at": "time",
+        "server_time": "time",
+    },
     "session.warning": {
         "session_id": "uuid",
         "ends_at": "time",
@@ -159,7 +174,7 @@ SHAPES: dict[str, Shape] = {
 
 SNAPSHOTS: dict[str, Shape] = {
     "mechanic": {"available": "bool", "offers": "list", "more_offers": "bool", "sessions": "list"},
-    "customer": {"requests": "list", "sessions": "list", "favorites": "list"},
+    "customer": {"requests": "list", "sessions": "list", "favorites": "list", "payments": "list"},
     "workshop": {"mechanics": "list", "sessions": "list"},
     "admin": {"requests": "list", "nodes": "list"},
 }
@@ -171,7 +186,12 @@ _SERVING_MECHANIC: Shape = {
     "rating": "number or null",
 }
 
-_INSIDE_SNAPSHOT = {"offers": "offer", "requests": "request.status", "sessions": "session.status"}
+_INSIDE_SNAPSHOT = {
+    "offers": "offer",
+    "requests": "request.status",
+    "sessions": "session.status",
+    "payments": "payment.status",
+}
 
 
 def faults(frame: Frame) -> list[str]:
