@@ -1586,8 +1586,6 @@ RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM 1 FROM workshop_earnings WHERE payout_id = p_payout_id ORDER BY session_id FOR NO KEY UPDATE;
     PERFORM 1 FROM mechanic_earnings WHERE payout_id = p_payout_id ORDER BY session_id FOR NO KEY UPDATE;
-    PERFORM 1 FROM payout_reversals
-      WHERE payout_id = p_payout_id OR settled_by = p_payout_id ORDER BY id FOR NO KEY UPDATE;
     UPDATE payouts SET stripe_transfer_id = coalesce(stripe_transfer_id, p_transfer_id)
      WHERE id = p_payout_id;
     UPDATE payouts
@@ -1606,6 +1604,29 @@ BEGIN
     UPDATE outbox SET next_try_at = least(next_try_at, dispatch_now()), failed_at = NULL
      WHERE done_at IS NULL AND idempotency_key IN
            (SELECT 'reversal-' || id FROM payout_reversals WHERE payout_id = p_payout_id);
+    RETURN true;
+END $$;
+
+-- What became of a reversal of a payout: `reversed`, `failed` (a debt from now on) or `void`. False where
+-- it was settled before. The payout is locked first, as in settle_payout, so that two are both counted.
+CREATE FUNCTION settle_reversal(
+    p_reversal_id uuid, p_status text, p_stripe_reversal_id text, p_note text
+) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    v_payout_id uuid;
+BEGIN
+    SELECT p.id INTO STRICT v_payout_id
+      FROM payout_reversals r JOIN payouts p ON p.id = r.payout_id
+     WHERE r.id = p_reversal_id FOR NO KEY UPDATE OF p;
+    UPDATE payout_reversals
+       SET status = p_status, stripe_reversal_id = p_stripe_reversal_id, note = p_note
+     WHERE id = p_reversal_id AND status = 'pending';
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    UPDATE payouts SET reversed_cents = greatest(reversed_cents, (
+        SELECT coalesce(sum(r.amount_cents), 0) FROM payout_reversals r
+         WHERE r.payout_id = v_payout_id AND r.status = 'reversed')) WHERE id = v_payout_id;
     RETURN true;
 END $$;
 
