@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 from dispatch.core.types import Policy
@@ -37,6 +37,15 @@ def _setting(variable: str, default: object, parse: Parse, show: Show = str) -> 
 
 def _text(variable: str, default: str = "") -> Any:
     return _setting(variable, default, str)
+
+
+def _choice(variable: str, default: str, choices: Sequence[str]) -> Any:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"must be {' or '.join(choices)}")
+        return text
+
+    return _setting(variable, default, parse)
 
 
 def _secret(variable: str, at_least_bytes: int = 1) -> Any:
@@ -189,6 +198,12 @@ class Config:
     livekit_url: str = _url("LIVEKIT_URL", ("wss", "ws", "https", "http"))
     livekit_api_key: str = _text("LIVEKIT_API_KEY")
     livekit_api_secret: str = _secret("LIVEKIT_API_SECRET")
+    payout_schedule: Literal["off", "weekly", "monthly"] = _choice(
+        "DISPATCH_PAYOUT_SCHEDULE", "off", ("off", "weekly", "monthly")
+    )
+    payout_minimum_cents: int = _number(
+        "DISPATCH_PAYOUT_MINIMUM_CENTS", 1000, 1, 100_000_000, whole=True
+    )
     vapid_private_key: str = _setting("VAPID_PRIVATE_KEY", "", _vapid_key, _masked)
     vapid_subject: str = _setting("VAPID_SUBJECT", "", _vapid_subject)
     push_trusted_origins: tuple[str, ...] = _list("DISPATCH_PUSH_TRUSTED_ORIGINS", _origin)

@@ -34,6 +34,7 @@ def test_without_any_variable_everything_has_its_documented_default() -> None:
     assert (config.plan_minute_seconds, config.warning_seconds) == (60, 60)
     assert (config.rate_messages, config.rate_connects, config.rate_logins) == (20, 20, 5)
     assert (config.mechanic_capacity, config.drain_seconds) == (1, 30)
+    assert (config.payout_schedule, config.payout_minimum_cents) == ("off", 1000)
     assert (config.web_push, config.push_trusted_origins, config.push_urgent_below) == (
         False,
         (),
@@ -50,6 +51,7 @@ def test_the_environment_is_read_into_values_of_the_right_kind() -> None:
             "DISPATCH_RATE_MESSAGES": "0",
             "DISPATCH_TRUSTED_PROXIES": "10.0.0.0/8, 192.0.2.7",
             "DISPATCH_METRICS_TOKEN": "",
+            "DISPATCH_PAYOUT_SCHEDULE": "weekly",
         }
     )
 
@@ -61,6 +63,7 @@ def test_the_environment_is_read_into_values_of_the_right_kind() -> None:
     assert config.rate_messages == 0
     assert config.trusted_proxies == ("10.0.0.0/8", "192.0.2.7/32")
     assert config.metrics_token == ""
+    assert config.payout_schedule == "weekly"
 
 
 def test_everything_that_is_wrong_or_missing_is_named_together_and_no_value_is_shown() -> None:
@@ -73,6 +76,8 @@ def test_everything_that_is_wrong_or_missing_is_named_together_and_no_value_is_s
                 "DISPATCH_SWEEP_SECONDS": "nan",
                 "DISPATCH_DRAIN_SECONDS": "-1",
                 "DISPATCH_OFFER_ATTEMPTS": "2.5",
+                "DISPATCH_PAYOUT_SCHEDULE": "daily",
+                "DISPATCH_PAYOUT_MINIMUM_CENTS": "0",
                 "DISPATCH_ALLOWED_ORIGINS": "https://fine.example,https://not.example/path",
                 "DISPATCH_TRUSTED_PROXIES": "proxy.example",
                 "DISPATCH_PUBLIC_URL": "https://hunter2.example:port",
@@ -94,6 +99,8 @@ def test_everything_that_is_wrong_or_missing_is_named_together_and_no_value_is_s
         "DISPATCH_SWEEP_SECONDS must be a number from 0.01 to 3600",
         "DISPATCH_TRUSTED_PROXIES must be IP addresses or networks",
         "DISPATCH_DRAIN_SECONDS must be a number from 0.01 to 3600",
+        "DISPATCH_PAYOUT_SCHEDULE must be off or weekly or monthly",
+        "DISPATCH_PAYOUT_MINIMUM_CENTS must be a whole number from 1 to 100000000",
         "REDIS_URL is missing: set both DATABASE_URL and REDIS_URL, or neither",
         "STRIPE_SECRET_KEY is missing",
         "DISPATCH_JWT_ISSUER is missing: DISPATCH_JWKS_URL is set",
