@@ -660,7 +660,8 @@ CREATE TABLE credit_entries (
     session_id     uuid REFERENCES sessions,
     payment_id     uuid REFERENCES payments,
     reason         text NOT NULL,
-    at             timestamptz NOT NULL DEFAULT dispatch_now(),
+    created_by     uuid REFERENCES users,  -- who granted it
+    at             timestamptz NOT NULL,
     UNIQUE (transaction_id, account),
     UNIQUE (customer_id, currency, account, seq),
     CONSTRAINT credits_never_below_zero
@@ -688,6 +689,7 @@ BEGIN
      ORDER BY e.seq DESC LIMIT 1;
     NEW.seq := coalesce(last.seq, 0) + 1;
     NEW.balance_cents := coalesce(last.balance_cents, 0) + NEW.amount_cents;
+    NEW.at := dispatch_now();  -- after the lock: times are in the order of the lines
     RETURN NEW;
 END $$;
 CREATE TRIGGER credit_entry_follow BEFORE INSERT ON credit_entries
@@ -1100,15 +1102,21 @@ BEGIN
     RETURN true;
 END $$;
 
--- The same without money: the intake (p_intake, the JSON of its row) and its booking.
-CREATE FUNCTION book_free(p_intake json, p_ttl interval, p_message text, p_opened json)
-RETURNS void LANGUAGE plpgsql AS $$
+-- The same without money: the intake (p_intake, the JSON of its row) and its booking, of a plan that is
+-- free or is paid with credits. Raises a violation of credits_never_below_zero where there are too few.
+CREATE FUNCTION book_intake(
+    p_intake json, p_ttl interval, p_message text, p_opened json, p_with_credits boolean
+) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    i intakes := json_populate_record(NULL::intakes, p_intake);
+    i         intakes := json_populate_record(NULL::intakes, p_intake);
+    v_session uuid;
 BEGIN
     i.created_at := clock_timestamp();
     INSERT INTO intakes SELECT i.*;
-    PERFORM create_session(i.id, NULL, p_ttl, p_message, p_opened);
+    SELECT c.session_id INTO v_session FROM create_session(i.id, NULL, p_ttl, p_message, p_opened) c;
+    IF p_with_credits THEN
+        PERFORM set_aside_credits(v_session);
+    END IF;
 END $$;
 
 -- Locks request and session, in this order, and returns the booking as it is after the lock, with
@@ -1349,28 +1357,40 @@ END $$;
 -- a violation of credits_never_below_zero where there are too few.
 CREATE FUNCTION move_credits(
     p_transaction_id uuid, p_customer_id uuid, p_from text, p_to text, p_amount_cents integer,
-    p_currency text, p_reason text, p_session_id uuid DEFAULT NULL, p_payment_id uuid DEFAULT NULL
+    p_currency text, p_reason text, p_session_id uuid DEFAULT NULL, p_payment_id uuid DEFAULT NULL,
+    p_created_by uuid DEFAULT NULL
 ) RETURNS void LANGUAGE sql AS $$
     INSERT INTO credit_entries (transaction_id, customer_id, account, amount_cents, currency, reason,
-                                session_id, payment_id)
+                                session_id, payment_id, created_by)
     VALUES (p_transaction_id, p_customer_id, p_from, -p_amount_cents, p_currency, p_reason,
-            p_session_id, p_payment_id),
+            p_session_id, p_payment_id, p_created_by),
            (p_transaction_id, p_customer_id, p_to, p_amount_cents, p_currency, p_reason,
-            p_session_id, p_payment_id)
+            p_session_id, p_payment_id, p_created_by)
+$$;
+
+-- The price of a session that was just made is set aside for it, of its customer's credits; nothing
+-- where its plan is free. Last in its transaction: the customer's row is locked after all others.
+CREATE FUNCTION set_aside_credits(p_session_id uuid) RETURNS void LANGUAGE sql AS $$
+    SELECT move_credits(gen_random_uuid(), s.customer_user_id, 'customer', 'session', p.price_cents,
+                        p.currency, 'booked', s.id)
+      FROM sessions s JOIN plans p ON p.code = s.plan
+     WHERE s.id = p_session_id AND p.price_cents > 0
 $$;
 
 -- The credits that are set aside for a session leave it, to `customer` or `earnings`, once. Returns how
--- much that was, with its currency; null where there are none.
+-- much that was, with its currency; no row where there are none. The caller holds the session's row.
 CREATE FUNCTION release_credits(p_session_id uuid, p_to text, p_reason text)
 RETURNS TABLE (amount_cents integer, currency text) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     v_customer uuid;
 BEGIN
-    SELECT e.customer_id, sum(e.amount_cents)::integer, min(e.currency)
-      INTO v_customer, amount_cents, currency
-      FROM credit_entries e WHERE e.session_id = p_session_id AND e.account = 'session'
-     GROUP BY e.customer_id HAVING sum(e.amount_cents) > 0;
+    SELECT e.customer_id, e.amount_cents, e.currency INTO v_customer, amount_cents, currency
+      FROM credit_entries e
+     WHERE e.session_id = p_session_id AND e.account = 'session' AND e.amount_cents > 0
+       AND NOT EXISTS (SELECT FROM credit_entries free
+                        WHERE free.session_id = p_session_id AND free.account = 'session'
+                          AND free.amount_cents < 0);
     IF FOUND THEN
         PERFORM move_credits(gen_random_uuid(), v_customer, 'session', p_to, amount_cents, currency,
                              p_reason, p_session_id);

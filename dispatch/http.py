@@ -18,6 +18,7 @@ from starlette.routing import Route
 from dispatch import exchange
 from dispatch.endpoints.area import Endpoint, Path
 from dispatch.endpoints.booking import Bookings
+from dispatch.endpoints.credits import Credits
 from dispatch.endpoints.favorites import Favorites
 from dispatch.endpoints.mechanics import Mechanics
 from dispatch.endpoints.operators import Operators
@@ -30,7 +31,7 @@ from dispatch.node import Node
 
 log = logging.getLogger(__name__)
 
-AREAS = (People, Bookings, Favorites, Sessions, Mechanics, Workshops, Push, Operators)
+AREAS = (People, Bookings, Credits, Favorites, Sessions, Mechanics, Workshops, Push, Operators)
 
 
 def create_app(node: Node, lifespan: Any) -> Starlette:

@@ -2,8 +2,8 @@
 
 One job: turn a customer's wish into rows, or into a typed refusal that changed nothing. A booking
 for now takes one read and one write: whoever calls passes in how its first stage is decided between
-the two, and tells the dispatcher what was made. Imports `database`, `errors`, `hints`, `queries`
-and the core's words.
+the two, and tells the dispatcher what was made. Imports `credits`, `database`, `errors`, `hints`,
+`queries` and the core's words.
 """
 
 from collections.abc import Awaitable, Callable
@@ -14,11 +14,12 @@ from uuid import UUID, uuid4
 import asyncpg
 import msgspec
 from msgspec import Meta, Struct
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
-from dispatch import queries
+from dispatch import credits, queries
 from dispatch.core import messages
 from dispatch.core.types import Booking, Candidate, Routing, Wish
+from dispatch.credits import InsufficientCredits
 from dispatch.database import Connection, Pool, transaction, unavailable_when_lost
 from dispatch.errors import BadRequest, Conflict, NotFound, Unavailable
 from dispatch.hints import Display, Entry
@@ -39,7 +40,12 @@ class IntakeForm(Struct, frozen=True, kw_only=True):
     workshop_id: UUID | None = None
     slot_id: UUID | None = None
     wait_for_preferred: bool = False
-    payment_method: Literal["card"] | None = None
+    payment_method: Literal["card", "credits"] | None = None
+
+    @property
+    def with_credits(self) -> bool:
+        """Whether it is paid at once, with credits, unless it is free."""
+        return self.payment_method == "credits"
 
 
 class Intake(Struct, frozen=True, kw_only=True):
@@ -122,7 +128,7 @@ class Created(Struct, frozen=True, kw_only=True):
 
 
 class Started(Struct, frozen=True, kw_only=True):
-    """An intake; for a free plan also its session."""
+    """An intake; for one that is free or paid with credits also its session."""
 
     intake_id: UUID
     plan: str
@@ -171,15 +177,17 @@ async def start_intake(
     ttl: timedelta,
     open_at_once: OpenAtOnce | None = None,
 ) -> Started:
-    """Stores the wish; a free plan becomes a session in the same transaction, and is opened in it
-    where `open_at_once` can.
+    """Stores the wish; what is free or paid with credits becomes a session in the same transaction,
+    which sets the credits aside, and is opened in it where `open_at_once` can.
 
     Raises `ActiveSessionExists` before anything else is looked at (unless a slot is asked for),
-    `BadRequest` for a wish that cannot be, `SlotFull`. Nothing is stored then.
+    `BadRequest` for a wish that cannot be, `SlotFull`, `SlotOver`, and last `InsufficientCredits`.
+    Nothing is stored then.
     """
     intake_id = uuid4()
+    alone = form.slot_id is None
     async with unavailable_when_lost(), pool.acquire() as connection:
-        checked = await check(connection, customer_id, form, intake_id, alone=form.slot_id is None)
+        checked = await check(connection, customer_id, form, intake_id, alone=alone)
     created = None
     try:
         if checked.prospect is not None and open_at_once is not None:
@@ -187,15 +195,37 @@ async def start_intake(
                 pool, customer_id, form, intake_id, ttl, checked.prospect, open_at_once
             )
         if created is None:
-            async with transaction(pool) as connection:
-                await store_intake(connection, customer_id, form, intake_id)
-                if checked.price_cents == 0:
-                    created = await create(connection, intake_id, form.slot_id, None, ttl)
+            created = await _store(pool, customer_id, form, intake_id, ttl, checked)
     except asyncpg.UniqueViolationError:
         async with unavailable_when_lost(), pool.acquire() as connection:
             await refuse_second_session(connection, customer_id)
         raise Unavailable("another booking of yours has just ended, try again") from None
+    except asyncpg.CheckViolationError as refused:
+        if refused.constraint_name != credits.NEVER_BELOW_ZERO:
+            raise
+        async with unavailable_when_lost(), pool.acquire() as connection:  # spent meanwhile
+            await check(connection, customer_id, form, intake_id, alone=alone)
+        raise Unavailable("your credits have just changed, try again") from None
     return Started(intake_id=intake_id, plan=form.plan, created=created)
+
+
+async def _store(
+    pool: Pool,
+    customer_id: UUID,
+    form: IntakeForm,
+    intake_id: UUID,
+    ttl: timedelta,
+    checked: "Checked",
+) -> Created | None:
+    """The intake, and where it needs no money also its session, which is to be opened later."""
+    async with transaction(pool) as connection:
+        await store_intake(connection, customer_id, form, intake_id)
+        if checked.price_cents > 0 and not form.with_credits:
+            return None
+        created = await create(connection, intake_id, form.slot_id, None, ttl)
+        if form.with_credits:
+            await credits.set_aside(connection, created.session_id)
+        return created
 
 
 async def _book_at_once(
@@ -214,7 +244,9 @@ async def _book_at_once(
     row = _row(customer_id, form, intake_id)
     try:
         async with unavailable_when_lost():
-            await pool.execute(_SQL["book_free"], row, ttl, messages.CREATED, opening.change)
+            await pool.execute(
+                _SQL["book_intake"], row, ttl, messages.CREATED, opening.change, form.with_credits
+            )
     except asyncpg.RaiseError:
         return None  # too long ago that it was decided
     return Created.opened(opening.entry)
@@ -244,7 +276,8 @@ async def create(
     """The one factory (S1), inside the caller's transaction.
 
     Raises asyncpg's UniqueViolationError where the customer has a live session (S3; the database
-    enforces it), `SlotFull` and `SlotOver`; the transaction, or the caller's savepoint, is void then.
+    enforces it), `SlotFull` and `SlotOver`; the transaction, or the caller's savepoint, is void
+    then.
     """
     message = messages.CREATED if slot_id is None else messages.SCHEDULED
     try:
@@ -293,7 +326,7 @@ async def refuse_second_session(connection: Connection, customer_id: UUID) -> No
 
 
 class Checked(Struct, frozen=True):
-    """A wish that can be. `prospect` is there where it costs nothing and is for now."""
+    """A wish that can be. `prospect` is there where it costs no money and is for now."""
 
     price_cents: int
     prospect: Prospect | None
@@ -310,9 +343,11 @@ async def check(
     """The price, after everything that the wish names was found to exist, all in one read.
 
     Raises `ActiveSessionExists` first, where the customer may have no other live session (`alone`),
-    `BadRequest`, which names the field, and `SlotFull`.
+    `BadRequest`, which names the field, `SlotFull`, and `InsufficientCredits` where it is to be
+    paid with them.
     """
-    found = await connection.fetchrow(_SQL["look"], _row(customer_id, form, intake_id))
+    row = _row(customer_id, form, intake_id)
+    found = await connection.fetchrow(_SQL["look"], row, form.with_credits)
     assert found is not None
     if alone and found["live_id"] is not None:
         raise ActiveSessionExists(found["live_id"], found["live_type"], found["live_status"])
@@ -334,5 +369,10 @@ async def check(
             raise BadRequest("slot_id: the slot is another workshop's")
         if found["seats"] < 1:
             raise SlotFull
-    prospect = found["prospect"]
-    return Checked(found["price_cents"], None if prospect is None else decode_prospect(prospect))
+    price_cents: int = found["price_cents"]
+    if form.with_credits and found["balance_cents"] < price_cents:
+        raise InsufficientCredits(found["balance_cents"], price_cents, found["currency"])
+    if found["prospect"] is None:
+        return Checked(price_cents, None)
+    prospect = decode_prospect(found["prospect"])
+    return Checked(price_cents, replace(prospect, paid=price_cents > 0))

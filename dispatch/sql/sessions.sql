@@ -6,13 +6,18 @@ SELECT id, type, status FROM sessions
  WHERE customer_user_id = $1 AND status IN ('pending', 'accepted', 'active')
 
 -- name: look
--- All that a wish names, and the customer's live session. $1 is the JSON of its row of `intakes`.
+-- All that a wish names, and the customer's live session. $1 is the JSON of its row of `intakes`; $2: it
+-- is to be paid with credits, of which she has `balance_cents` in the plan's currency.
 SELECT live.id AS live_id, live.type AS live_type, live.status AS live_status,
-       plan.price_cents,
+       plan.price_cents, plan.currency,
+       CASE WHEN $2 THEN
+           coalesce((SELECT b.balance_cents FROM credit_balances b
+                      WHERE b.customer_id = i.customer_id AND b.currency = plan.currency), 0)
+       END AS balance_cents,
        o.status = 'active' AS workshop_bookable,
        c.approved AS mechanic_bookable,
        slot.workshop_id AS slot_workshop_id, slot.capacity - slot.taken AS seats,
-       CASE WHEN plan.price_cents = 0 AND i.slot_id IS NULL THEN prospect(i) END AS prospect
+       CASE WHEN (plan.price_cents = 0 OR $2) AND i.slot_id IS NULL THEN prospect(i) END AS prospect
   FROM json_populate_record(NULL::intakes, $1) i
   LEFT JOIN sessions live ON live.customer_user_id = i.customer_id
                          AND live.status IN ('pending', 'accepted', 'active')
@@ -46,6 +51,6 @@ ON CONFLICT (intake_id) DO NOTHING
 -- The one factory (S1).
 SELECT session_id, request_id, session_type, session_status FROM create_session($1, $2, $3, $4)
 
--- name: book_free
--- Intake, session and first stage of a booking that costs nothing.
-SELECT book_free($1, $2, $3, $4)
+-- name: book_intake
+-- Intake, session and first stage of a booking that costs no money; $5: it costs credits.
+SELECT book_intake($1, $2, $3, $4, $5)
