@@ -27,7 +27,7 @@ from dispatch.core import messages
 from dispatch.database import Connection, Pool, unavailable_when_lost
 from dispatch.errors import Conflict
 from dispatch.sessions import Created, OpenAtOnce, decode_prospect
-from dispatch.stripe_client import CheckoutSession, our_payment_id
+from dispatch.stripe_client import CheckoutSession, our_id
 
 _SQL: Final = queries.load("payments")
 
@@ -81,7 +81,7 @@ async def book_at_once(
     """The ordinary case in one read and one write: the right money for a booking for now, of a
     customer who is free. None for every other case; nothing was written then."""
     async with unavailable_when_lost():
-        sale = await pool.fetchrow(_SQL["sale"], our_payment_id(shown.metadata), shown.id)
+        sale = await pool.fetchrow(_SQL["sale"], our_id(shown.metadata, "payment_id"), shown.id)
     if sale is None or sale["prospect"] is None or sale["status"] not in _UNANSWERED:
         return None
     if paid(shown) != (sale["amount_cents"], sale["currency"]):
@@ -120,7 +120,8 @@ async def completed(connection: Connection, ttl: timedelta, shown: CheckoutSessi
     if payment is None:
         return await _hold_unknown(connection, shown)
     if payment["status"] not in _UNANSWERED:
-        if payment["received_cents"] is None:  # it went back before we heard that it had come
+        # It may have gone back before we heard that it had come, or where from.
+        if payment["received_cents"] is None or payment["payment_intent"] is None:
             await _move(connection, payment, payment["status"], shown)
         return Outcome(result="repeated")
     expected = (payment["amount_cents"], payment["currency"])
@@ -178,7 +179,9 @@ async def _hold_unknown(connection: Connection, shown: CheckoutSession) -> Outco
 
 
 async def _lock(connection: Connection, shown: CheckoutSession) -> asyncpg.Record | None:
-    return await connection.fetchrow(_SQL["lock_payment"], our_payment_id(shown.metadata), shown.id)
+    return await connection.fetchrow(
+        _SQL["lock_payment"], our_id(shown.metadata, "payment_id"), shown.id
+    )
 
 
 async def _move(

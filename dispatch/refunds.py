@@ -19,7 +19,7 @@ from msgspec import Struct
 from dispatch import queries
 from dispatch.database import Connection, Pool, transaction, unavailable_when_lost
 from dispatch.errors import Unavailable
-from dispatch.stripe_client import StripeClient, StripeFailed, our_payment_id
+from dispatch.stripe_client import StripeClient, StripeFailed, our_id
 
 _SQL: Final = queries.load("refunds")
 
@@ -122,7 +122,7 @@ async def payment_of(pool: Pool, shown: Mapping[str, Any]) -> tuple[UUID, str] |
         return None
     async with unavailable_when_lost():
         row = await pool.fetchrow(
-            _SQL["payment_of_charge"], our_payment_id(shown.get("metadata")), intent
+            _SQL["payment_of_charge"], our_id(shown.get("metadata"), "payment_id"), intent
         )
     return None if row is None else (row["id"], intent)
 

@@ -504,14 +504,15 @@ def _refund(made: "stripe.Refund") -> Refund:
     reason = getattr(made, "failure_reason", None)
     status = made.status or "pending"
     return Refund(
-        made.id, status, made.amount, made.currency, reason, our_payment_id(made.metadata)
+        made.id, status, made.amount, made.currency, reason, our_id(made.metadata, "payment_id")
     )
 
 
-def our_payment_id(metadata: Any) -> UUID | None:
-    """Our own id, from what we have Stripe keep with a checkout, a charge and a refund."""
+def our_id(metadata: Any, name: str) -> UUID | None:
+    """Our own id of this name, from what we have Stripe keep with an object: `payment_id` with a
+    checkout, a charge and a refund, `payout_id` with a transfer."""
     try:
-        return UUID(metadata["payment_id"])
+        return UUID(metadata[name])
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
 

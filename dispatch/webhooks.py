@@ -4,7 +4,7 @@ One job: verify an event, have the one module that knows its rows move them, and
 are two kinds. A checkout that came to its end is taken as it is said, in one transaction with the
 ledger of events: it says so once and for all. Any other event says only that something changed,
 and may be old by the time that it is read; what is true now is read again from Stripe. Imports
-`payments`, `refunds`, `stripe_client`, `database`, `queries`, `config` and
+`payments`, `refunds`, `connect`, `payouts`, `stripe_client`, `database`, `queries`, `config` and
 `errors`.
 
 It fails with `BadRequest` (not Stripe's, too old, no event) and `Unavailable` (Postgres, or Stripe
@@ -15,7 +15,7 @@ import logging
 from datetime import timedelta
 from typing import Any, Final
 
-from dispatch import payments, queries, refunds
+from dispatch import connect, payments, payouts, queries, refunds
 from dispatch.config import Config
 from dispatch.database import Connection, Pool, transaction, unavailable_when_lost
 from dispatch.errors import BadRequest
@@ -26,6 +26,7 @@ from dispatch.stripe_client import (
     StripeClient,
     StripeFailed,
     WebhookEvent,
+    our_id,
     verify_webhook,
 )
 
@@ -163,12 +164,20 @@ async def _changed(
 async def _read_again(
     pool: Pool, stripe: StripeClient, event: WebhookEvent, shown: dict[str, Any]
 ) -> Outcome:
+    if event.type in _ACCOUNTS:
+        account_id = event.account or shown.get("id")
+        known = isinstance(account_id, str) and await connect.refresh(pool, stripe, account_id)
+        return Outcome(result="noted" if known else "ignored")
     if event.account is not None:
         return Outcome(result="ignored")
     if event.type == "charge.refunded" or (
         event.type in _REFUNDS and shown.get("status") in refunds.UNDONE
     ):
         return await _refunded(pool, stripe, shown)
+    if event.type in _TRANSFERS:
+        payout_id = our_id(shown.get("metadata"), "payout_id")
+        known = payout_id is not None and await payouts.refresh(pool, stripe, payout_id)
+        return Outcome(result="noted" if known else "ignored")
     return Outcome(result="ignored")
 
 

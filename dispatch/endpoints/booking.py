@@ -94,12 +94,7 @@ class Bookings(Area):
         outcome = await webhooks.handle_webhook(
             node.pool, node.stripe, node.config, raw, signature, node.dispatcher.open_at_once
         )
-        node.metrics.webhook(outcome.result)
-        created = outcome.created
-        if created is not None:
-            node.dispatcher.opened(created.request_id, received_at, created.entry)
-        if outcome.refund_queued:
-            node.outbox.wake()
+        node.took(outcome, received_at)
         return ok()
 
     async def checkout_success(self, request: Request) -> Response:

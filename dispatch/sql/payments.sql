@@ -3,7 +3,7 @@
 -- name: lock_payment
 -- The payment of a Checkout Session: by Stripe's id, or by our own from the metadata while Stripe's
 -- is not stored yet.
-SELECT p.id, p.status, p.received_cents, p.amount_cents, p.currency, p.customer_id, p.intake_id,
+SELECT p.id, p.status, p.received_cents, p.payment_intent, p.amount_cents, p.currency, p.customer_id, p.intake_id,
        (SELECT i.slot_id FROM intakes i WHERE i.id = p.intake_id) AS slot_id
   FROM payments p
  WHERE p.stripe_session_id = $2 OR (p.id = $1 AND p.stripe_session_id IS NULL)

@@ -198,7 +198,7 @@ class Till:
             statuses: list[int] = (await response.json())["statuses"]
             return statuses
 
-    async def at_stripe(self, path: str, **asked: Any) -> Json:
+    async def at_stripe(self, path: str, /, **asked: Any) -> Json:
         """What Stripe, or a person there, does by itself."""
         url = f"{self.stand_in.url}/_standin/{path}"
         async with self.stand_in.http.post(url, json=asked) as response:
