@@ -3,7 +3,7 @@
 One job: have Stripe make one account a payee, lead the payee to Stripe's page where it is set up,
 and keep what our rows say of it true. How far an account is is never believed of an event, which
 may be old: it is read from Stripe, and a reading that began earlier never overwrites one that began
-later. Imports `stripe_client`, `database`, `queries`, `config` and `errors`.
+later. Imports `stripe_client`, `database`, `queries`, `config`, `protocol` and `errors`.
 
 It fails with `Unavailable` (the same call again is right) and `StripeFailed`.
 """
@@ -19,6 +19,7 @@ from dispatch import queries
 from dispatch.config import Config
 from dispatch.database import Pool, unavailable_when_lost
 from dispatch.errors import Forbidden, NotFound
+from dispatch.protocol import timestamp
 from dispatch.stripe_client import Account, StripeClient, StripeFailed
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class Onboarding(Struct, frozen=True, kw_only=True):
     """
 
     url: str
-    expires_at: datetime
+    expires_at: str
     onboarding_completed: bool
     payouts_enabled: bool
 
@@ -99,7 +100,7 @@ async def onboard(pool: Pool, stripe: StripeClient, config: Config, payee: Payee
     )
     return Onboarding(
         url=link.url,
-        expires_at=link.expires_at,
+        expires_at=timestamp(link.expires_at),
         onboarding_completed=row["stripe_onboarding_completed"],
         payouts_enabled=row["stripe_payouts_enabled"],
     )

@@ -21,6 +21,7 @@ from dispatch.endpoints.booking import Bookings
 from dispatch.endpoints.credits import Credits
 from dispatch.endpoints.favorites import Favorites
 from dispatch.endpoints.mechanics import Mechanics
+from dispatch.endpoints.money import Money
 from dispatch.endpoints.operators import Operators
 from dispatch.endpoints.people import People
 from dispatch.endpoints.push import Push
@@ -31,7 +32,18 @@ from dispatch.node import Node
 
 log = logging.getLogger(__name__)
 
-AREAS = (People, Bookings, Credits, Favorites, Sessions, Mechanics, Workshops, Push, Operators)
+AREAS = (
+    People,
+    Bookings,
+    Credits,
+    Favorites,
+    Sessions,
+    Mechanics,
+    Workshops,
+    Push,
+    Money,
+    Operators,
+)
 
 
 def create_app(node: Node, lifespan: Any) -> Starlette:

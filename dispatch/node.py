@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Final, Self, assert_never
 from uuid import UUID
 
-from dispatch import customer_payments, people, push, refunds
+from dispatch import customer_payments, payouts, people, push, refunds
 from dispatch.audience import NAMED, Audience
 from dispatch.audit import Audit
 from dispatch.auth import Authenticator
@@ -42,6 +42,7 @@ from dispatch.hints import (
     UserRevoked,
 )
 from dispatch.hub import Hub
+from dispatch.jobs import Job, Jobs
 from dispatch.mechanics import Mechanics
 from dispatch.metrics import Metrics
 from dispatch.namespace import namespace
@@ -149,12 +150,25 @@ class Node:
     def _deliveries(self) -> dict[str, Deliver]:
         """How each kind of effect is delivered; what is not configured stays in the outbox."""
         deliver: dict[str, Deliver] = {
-            "refund": partial(refunds.deliver, self.pool, self.stripe)
+            "refund": partial(refunds.deliver, self.pool, self.stripe),
+            "transfer": partial(payouts.deliver_transfer, self.pool, self.stripe),
+            "reversal": partial(payouts.deliver_reversal, self.pool, self.stripe),
         }
         if self.web_push is not None:
             capacity = self.config.mechanic_capacity
             deliver["push"] = partial(push.deliver, self.store, self.web_push, capacity)
         return deliver
+
+    def _jobs(self) -> list[Job]:
+        """What the cluster does at a time, whichever node is first to see that it is due."""
+        schedule = self.config.payout_schedule
+        return [Job(name="payouts", schedule=schedule, run=self._pay_out)]
+
+    async def _pay_out(self) -> None:
+        minimum_cents = self.config.payout_minimum_cents
+        report = await payouts.run(self.pool, cause="schedule", minimum_cents=minimum_cents)
+        log.info("%d payouts made, %d skipped", len(report.made), len(report.skipped))
+        self.outbox.wake()
 
     def _make_dispatcher(self, policy_id: UUID) -> Dispatcher:
         config = self.config
@@ -218,6 +232,7 @@ class Node:
             "sweep": sweep.run(),
             "audit": self.audit.run(),
             "outbox": self.outbox.run(),
+            "jobs": Jobs(self.pool, self._jobs(), self.config.sweep_seconds).run(),
             "reconcile": self._reconcile_loop(),
             "counts": self._counts_loop(),
             "clock": self._clock_loop(),

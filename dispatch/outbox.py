@@ -33,10 +33,16 @@ LOOK_SECONDS: Final = 1.0
 FORGET_SECONDS: Final = 600.0
 # Of each kind at once: half of the pool, because people come first. A notification mostly waits for
 # somebody else's server, and one that hangs must not keep the others.
-CONCURRENCY: Final = {"refund": 4, "push": 32}
+CONCURRENCY: Final = {"refund": 4, "transfer": 4, "reversal": 4, "push": 32}
 # Three attempts of Stripe's client and its pauses, all hanging; the lease outlasts it.
-DELIVERY_SECONDS: Final = {"refund": 90.0, "push": 12.0}
-LEASE: Final = {"refund": timedelta(seconds=120), "push": timedelta(seconds=15)}
+DELIVERY_SECONDS: Final = {"refund": 90.0, "transfer": 90.0, "reversal": 90.0, "push": 12.0}
+_OF_STRIPE: Final = timedelta(seconds=120)
+LEASE: Final = {
+    "refund": _OF_STRIPE,
+    "transfer": _OF_STRIPE,
+    "reversal": _OF_STRIPE,
+    "push": timedelta(seconds=15),
+}
 # 1 s, 2 s, 4 s … then every hour: most of two days, which outlasts an outage and the day for
 # which Stripe repeats a refusal under the same key.
 FIRST_RETRY_SECONDS: Final = 1.0
