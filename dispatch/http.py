@@ -19,6 +19,7 @@ from dispatch import exchange
 from dispatch.endpoints.area import Endpoint, Path
 from dispatch.endpoints.booking import Bookings
 from dispatch.endpoints.credits import Credits
+from dispatch.endpoints.earnings import Earnings
 from dispatch.endpoints.favorites import Favorites
 from dispatch.endpoints.mechanics import Mechanics
 from dispatch.endpoints.money import Money
@@ -41,6 +42,7 @@ AREAS = (
     Mechanics,
     Workshops,
     Push,
+    Earnings,
     Money,
     Operators,
 )
