@@ -37,6 +37,7 @@ _SQL: Final = queries.load("webhooks")
 _PAID: Final = ("checkout.session.completed", "checkout.session.async_payment_succeeded")
 _REFUNDS: Final = ("refund.updated", "refund.failed", "charge.refund.updated")
 _ACCOUNTS: Final = ("account.updated", "account.application.deauthorized")
+_DISPUTES: Final = ("charge.dispute.created", "charge.dispute.closed")
 _TRANSFERS: Final = ("transfer.created", "transfer.updated", "transfer.reversed")
 
 # What the reconciler asks Stripe for: every event that moves a row of ours.
@@ -46,6 +47,7 @@ TYPES: Final = (
     "checkout.session.async_payment_failed",
     "charge.refunded",
     *_REFUNDS,
+    *_DISPUTES,
     *_ACCOUNTS,
     *_TRANSFERS,
 )
@@ -174,6 +176,10 @@ async def _read_again(
         event.type in _REFUNDS and shown.get("status") in refunds.UNDONE
     ):
         return await _refunded(pool, stripe, shown)
+    if event.type in _DISPUTES:
+        found = await refunds.payment_of(pool, shown)
+        alarm = f"a dispute of payment {found[0] if found else 'of nobody'}: {shown.get('status')}"
+        return Outcome(result="noted", alarm=alarm)
     if event.type in _TRANSFERS:
         payout_id = our_id(shown.get("metadata"), "payout_id")
         known = payout_id is not None and await payouts.refresh(pool, stripe, payout_id)

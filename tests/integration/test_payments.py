@@ -635,6 +635,20 @@ async def test_a_checkout_in_somebody_else_s_account_books_nothing(till: Till) -
     assert await till.count("sessions") == 0
 
 
+async def test_a_dispute_is_told_to_a_person_and_changes_nothing(
+    till: Till, caplog: pytest.LogCaptureFixture
+) -> None:
+    url, hook = await paid(till)
+    await till.handle(hook)
+    payment = await till.payment(url)
+
+    outcome = await till.handle(changed(hook, "charge.dispute.created", status="needs_response"))
+
+    assert outcome.result == "noted"
+    assert f"a dispute of payment {payment['id']}: needs_response" in caplog.text
+    assert (await till.payment(url))["status"] == "fulfilled"
+
+
 async def test_money_for_a_slot_that_is_over_goes_back(till: Till) -> None:
     customer_id = await till.customer()
     slot_id = await till.slot()
