@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 
 from .params import origin_of
-from .server import create_app, run
+from .server import create_app, is_loopback, run
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m dispatch.stripe_standin")
-    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--host", default="127.0.0.1", help="a loopback address, and no other")
     parser.add_argument("--port", type=int, required=True, help="0 takes a free one")
     parser.add_argument("--data-dir", type=Path, required=True, help="where its ledger is kept")
     parser.add_argument("--webhook-url", required=True, help="who gets the events")
@@ -26,6 +26,8 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
     if origin_of(asked.webhook_url) is None:
         parser.error("--webhook-url must be an http or https address")
+    if not is_loopback(asked.host):
+        parser.error("--host must be a loopback address: nobody else may reach a stand-in")
     try:
         app = create_app(
             os.environ.get("STRIPE_SECRET_KEY", ""),

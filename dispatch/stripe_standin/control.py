@@ -6,7 +6,6 @@ changes nothing.
 """
 
 import ipaddress
-from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
@@ -17,13 +16,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from . import checkout, connected, objects, onboarding, refunding, transferring
+from . import books, checkout, connected, objects, onboarding, refunding, transferring
 from .api import read_body
 from .connected import Account, Reversal, Transfer
 from .delivery import Deliverer
 from .faults import Fault, Faults
 from .forms import MAX_AMOUNT, Metadata, RefundParams
-from .ledger import BANKS, CUSTOMERS, PLATFORM, Ledger
+from .ledger import Ledger
 from .objects import Cause, Json, Payment, Refund
 from .params import ApiError, InvalidParams
 from .schedule import DeliverySettings
@@ -225,51 +224,9 @@ class Control:
             "accounts": accounts,
             "transfers": self._ledger.all(Transfer),
             "reversals": self._ledger.all(Reversal),
-            "sums": self._sums(),
+            "sums": books.sums(self._ledger),
             "deliveries": self._ledger.delivery_counts(),
         }
-
-    def _sums(self) -> dict[str, dict[str, int]]:
-        """By currency: what objects say was moved, what owners have, and `missing` between the two,
-        which is 0 while money is conserved."""
-        books: dict[str, Counter[str]] = defaultdict(Counter)
-        for payment in self._ledger.all(Payment):
-            books[payment.currency]["paid"] += payment.amount
-            books[payment.currency]["shown_refunded"] += payment.amount_refunded
-        for refund in self._ledger.all(Refund):
-            counted = "failed_refunds" if refund.status == "failed" else "refunded"
-            books[refund.currency][counted] += refund.amount
-        for transfer in self._ledger.all(Transfer):
-            books[transfer.currency]["transferred"] += transfer.amount
-            books[transfer.currency]["shown_reversed"] += transfer.amount_reversed
-        for reversal in self._ledger.all(Reversal):
-            books[reversal.currency]["reversed"] += reversal.amount
-        for owner, currency, cents in self._ledger.balances():
-            if owner != CUSTOMERS:
-                name = owner if owner in (PLATFORM, BANKS) else "accounts"
-                books[currency][name] += cents
-        return {currency: _summed(book) for currency, book in books.items()}
-
-
-_SUMMANDS = (
-    *("paid", "refunded", "failed_refunds", "transferred", "reversed"),
-    *(PLATFORM, "accounts", BANKS),
-)
-
-
-def _summed(book: Counter[str]) -> dict[str, int]:
-    """The book with what is missing: from the whole, from each owner, and from what objects show
-    of one another."""
-    sent = book["transferred"] - book["reversed"]
-    kept = book["paid"] - book["refunded"]
-    gaps = (
-        kept - book[PLATFORM] - book["accounts"] - book[BANKS],
-        kept - sent - book[PLATFORM],
-        sent - book["accounts"] - book[BANKS],
-        book["refunded"] - book["shown_refunded"],
-        book["reversed"] - book["shown_reversed"],
-    )
-    return {name: book[name] for name in _SUMMANDS} | {"missing": sum(map(abs, gaps))}
 
 
 Endpoint = Callable[[Request], Awaitable[Any]]

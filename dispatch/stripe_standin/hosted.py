@@ -85,7 +85,7 @@ class Hosted:
         except ApiError as error:
             return _told(request, error)
         if self._is_over(link):
-            return _onward(request, link.refresh_url)
+            return _over(request, link)
         ways_back = (link.return_url, link.refresh_url)
         return HTMLResponse(page.onboarding(link, account), headers=page.headers(*ways_back))
 
@@ -95,7 +95,7 @@ class Hosted:
             with self._ledger.transaction():
                 link, account = onboarding.open_link(self._ledger, request.path_params["id"])
                 if self._is_over(link):
-                    return _onward(request, link.refresh_url)
+                    return _over(request, link)
                 onboarding.finish(self._ledger, link, account, now=self._now())
         except ApiError as error:
             return _told(request, error)
@@ -126,6 +126,15 @@ def _onward(request: Request, url: str) -> Response:
     if _wants_json(request):
         return JSONResponse({"ok": True, "redirect": url})
     return RedirectResponse(url, status_code=303, headers=page.headers())
+
+
+def _over(request: Request, link: Link) -> Response:
+    """Onward to where a new link is made."""
+    if _wants_json(request):
+        error = {"code": "link_expired", "message": "This link was used or is too old."}
+        told = {"ok": False, "error": error, "redirect": link.refresh_url}
+        return JSONResponse(told, 409)
+    return _onward(request, link.refresh_url)
 
 
 def _told(request: Request, error: ApiError) -> Response:

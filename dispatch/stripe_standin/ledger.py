@@ -11,6 +11,7 @@ is no loss.
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -125,11 +126,15 @@ class Ledger:
         self.schedule = schedule or Schedule()
         data_dir.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(data_dir / FILE_NAME, isolation_level=None, timeout=0.2)
-        self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = OFF")
-        self._check_version()
-        self._db.executescript(_SCHEMA)
+        try:
+            self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self._check_version()
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = OFF")
+            self._db.executescript(_SCHEMA)
+        except BaseException:
+            self._db.close()
+            raise
 
     def _check_version(self) -> None:
         [[version]] = self._db.execute("PRAGMA user_version")
@@ -281,16 +286,17 @@ class Ledger:
         return None if found is None else bytes(found[0])
 
     def claim_deliveries(self, now: float, limit: int) -> list[Delivery]:
-        """Up to `limit` deliveries that are due, now marked as being sent."""
+        """Up to `limit` deliveries that are due, the longest first, now marked as being sent."""
         found = self._db.execute(
             "UPDATE deliveries SET state = 'sending', attempts = attempts + 1 WHERE rowid IN ("
             " SELECT rowid FROM deliveries WHERE state = 'waiting' AND due_at <= ?"
             " ORDER BY due_at, rowid LIMIT ?)"
             " RETURNING event_id, copy, attempts,"
-            " (SELECT body FROM events WHERE events.id = deliveries.event_id)",
+            " (SELECT body FROM events WHERE events.id = deliveries.event_id), due_at",
             (now, limit),
         ).fetchall()
-        return [Delivery(*columns) for columns in found]
+        found.sort(key=itemgetter(4))  # what is returned has no order of its own
+        return [Delivery(*columns[:4]) for columns in found]
 
     def next_due(self) -> float | None:
         """When the next waiting delivery is due."""

@@ -1,7 +1,9 @@
 """The stand-in for Stripe and a receiver of its webhooks, on real sockets in the test's loop."""
 
 import asyncio
+import inspect
 import socket
+import typing
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -13,6 +15,7 @@ from uuid import UUID
 
 import aiohttp
 import msgspec
+import stripe
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -142,13 +145,17 @@ class StandInClient:
         *,
         key: str | None = None,
         secret: str | None = STRIPE_SECRET_KEY,
+        account: str | None = None,
     ) -> tuple[int, Json, dict[str, str]]:
-        """Status, body and headers (names in lower case) of one API call."""
+        """Status, body and headers (names in lower case) of one API call, made in the name of a
+        connected `account` if one is given."""
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         if key is not None:
             headers["Idempotency-Key"] = key
         if secret is not None:
             headers["Authorization"] = f"Bearer {secret}"
+        if account is not None:
+            headers["Stripe-Account"] = account
         body = form if isinstance(form, bytes) else urlencode(form or {}).encode()
         async with self.http.request(
             method, self.url + path, data=body, headers=headers
@@ -223,3 +230,24 @@ def booking(payment_id: UUID = PAYMENT_ID, **changed: Any) -> dict[str, Any]:
         "cancel_url": "/intake/back",
         "expires_in_seconds": 3600,
     } | changed
+
+
+def unknown_keys(shown: Json, kind: type[stripe.StripeObject], path: str = "") -> list[str]:
+    """Keys, at any depth, that stripe's own class does not name."""
+    named: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        named |= inspect.get_annotations(base)
+    unknown = [f"{path}{key}" for key in shown if key not in named]
+    for key, value in shown.items():
+        inner = nested_class(named.get(key))
+        if isinstance(value, dict) and inner is not None:
+            unknown += unknown_keys(value, inner, f"{path}{key}.")
+    return unknown
+
+
+def nested_class(annotation: Any) -> type[stripe.StripeObject] | None:
+    """The resource class in `Optional[Inner]`, where it is one with fields of its own."""
+    for candidate in (annotation, *typing.get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, stripe.StripeObject):
+            return candidate if inspect.get_annotations(candidate) else None
+    return None

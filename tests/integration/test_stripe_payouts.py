@@ -9,6 +9,10 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from dispatch import errors
 from dispatch.stripe_client import (
@@ -337,6 +341,28 @@ async def test_events_are_handed_out_over_all_pages_the_oldest_first(
     shown = [event.object for event in found]
     assert all(isinstance(session, CheckoutSession) for session in shown)
     assert [getattr(session, "id", None) for session in shown] == [one["id"] for one in paid]
+
+
+async def test_an_event_that_cannot_be_read_does_not_hold_up_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    good = {"type": "charge.refunded", "livemode": False, "created": 5, "data": {"object": {}}}
+    bad = good | {"id": "evt_2", "type": "checkout.session.completed"}
+    listed = {"object": "list", "url": "/v1/events", "has_more": False}
+    listed["data"] = [good | {"id": "evt_3"}, bad, good | {"id": "evt_1"}]
+
+    async def events(_request: Request) -> JSONResponse:
+        return JSONResponse(listed)
+
+    async with serving(Starlette(routes=[Route("/v1/events", events)])) as url:
+        client = make_client(url)
+        found = [
+            event.id async for event in client.events(since=datetime.now(UTC), types=["a", "b"])
+        ]
+        await client.close()
+
+    assert found == ["evt_1", "evt_3"]
+    assert "is left out" in caplog.text
 
 
 async def test_a_checkout_of_a_connected_account_is_told_apart(

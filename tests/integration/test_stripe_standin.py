@@ -1,16 +1,13 @@
 """The stand-in for Stripe: what it promises to a server that talks to it as if to Stripe."""
 
 import asyncio
-import inspect
 import os
 import signal
 import sys
 import time
-import typing
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
@@ -27,6 +24,7 @@ from tests.integration.stripe_servers import (
     free_socket,
     serving,
     stand_in,
+    unknown_keys,
 )
 from tests.support import STRIPE_SECRET_KEY, STRIPE_WEBHOOK_SECRET, eventually
 
@@ -365,27 +363,6 @@ async def test_control_answers_this_machine_only(tmp_path: Path) -> None:
 # --- objects ---------------------------------------------------------------------------------
 
 
-def unknown_keys(shown: Json, kind: type[stripe.StripeObject], path: str = "") -> list[str]:
-    """Keys, at any depth, that stripe's own class does not name."""
-    named: dict[str, Any] = {}
-    for base in reversed(kind.__mro__):
-        named |= inspect.get_annotations(base)
-    unknown = [f"{path}{key}" for key in shown if key not in named]
-    for key, value in shown.items():
-        inner = nested_class(named.get(key))
-        if isinstance(value, dict) and inner is not None:
-            unknown += unknown_keys(value, inner, f"{path}{key}.")
-    return unknown
-
-
-def nested_class(annotation: Any) -> type[stripe.StripeObject] | None:
-    """The resource class in `Optional[Inner]`, where it is one with fields of its own."""
-    for candidate in (annotation, *typing.get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, stripe.StripeObject):
-            return candidate if inspect.get_annotations(candidate) else None
-    return None
-
-
 async def test_every_key_sent_is_one_that_stripes_own_types_name(
     client: StandInClient, receiver: Receiver
 ) -> None:
@@ -446,7 +423,7 @@ async def test_the_page_shows_what_is_paid_and_runs_nothing(client: StandInClien
     assert "$25.00" in shown
     for button in ("pay", "cancel"):
         assert f'<form method="post" action="/c/pay/{session["id"]}/{button}">' in shown
-    assert "stand-in" in shown
+    assert "Not Stripe" in shown
     directives = dict(part.strip().split(" ", 1) for part in policy.split(";"))
     assert directives["default-src"] == "'none'"
     assert directives["form-action"] == "'self' http://localhost https://shop.example"
@@ -478,9 +455,11 @@ async def test_the_page_of_an_unknown_session_is_not_there(client: StandInClient
 # --- the process -----------------------------------------------------------------------------
 
 
-async def start(data_dir: Path, secret_key: str = STRIPE_SECRET_KEY) -> asyncio.subprocess.Process:
+async def start(
+    data_dir: Path, secret_key: str = STRIPE_SECRET_KEY, host: str = "127.0.0.1"
+) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "dispatch.stripe_standin", "--port", "0"),
+        *(sys.executable, "-m", "dispatch.stripe_standin", "--port", "0", "--host", host),
         *("--data-dir", str(data_dir), "--webhook-url", "http://127.0.0.1:1/webhook"),
         env=os.environ
         | {"STRIPE_SECRET_KEY": secret_key, "STRIPE_WEBHOOK_SECRET": STRIPE_WEBHOOK_SECRET},
@@ -510,3 +489,11 @@ async def test_the_process_refuses_a_live_key(tmp_path: Path) -> None:
     assert process.returncode == 2
     assert b"sk_test_" in told
     assert b"sk_live_secret" not in told
+
+
+async def test_the_process_refuses_to_listen_where_others_could_reach_it(tmp_path: Path) -> None:
+    process = await start(tmp_path, host="0.0.0.0")
+    _, told = await process.communicate()
+
+    assert process.returncode == 2
+    assert b"loopback" in told

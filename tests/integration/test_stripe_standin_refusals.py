@@ -15,6 +15,11 @@ from tests.integration.stripe_servers import CHECKOUT, StandInClient, stand_in
 
 PRICE = "line_items[0][price_data]"
 QUANTITY = "line_items[0][quantity]"
+LINK = (
+    b"account=acct_none&type=account_onboarding"
+    b"&return_url=http://localhost/a&refresh_url=http://localhost/b"
+)
+TRANSFER = b"amount=5&currency=usd&destination=acct_none"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -23,7 +28,7 @@ async def unchanged(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[S
     folder = tmp_path_factory.mktemp("unchanged")
     async with stand_in(folder, "http://127.0.0.1:1/webhook") as client:
         yield client
-        for kind in ("checkout/sessions", "refunds", "events"):
+        for kind in ("checkout/sessions", "refunds", "events", "accounts", "transfers"):
             assert (await client.call("GET", f"/v1/{kind}"))[1]["data"] == []
 
 
@@ -93,6 +98,31 @@ async def test_a_missing_parameter_is_named(unchanged: StandInClient) -> None:
         ("GET", "/v1/checkout/sessions?limit=0", b"", 400),
         ("GET", "/v1/checkout/sessions?limit=many", b"", 400),
         ("GET", "/v1/payment_intents/%00%ff", b"", 404),
+        ("GET", "/v1/charges/ch_none", b"", 404),
+        ("POST", "/v1/accounts", b"", 400),
+        ("POST", "/v1/accounts", b"type=standard", 400),
+        ("POST", "/v1/accounts", b"type=express&country=usa", 400),
+        ("POST", "/v1/accounts", b"type=express&email=ann", 400),
+        ("POST", "/v1/accounts", b"type=express&capabilities[card_payments][requested]=true", 400),
+        ("GET", "/v1/accounts/acct_none", b"", 403),
+        ("POST", "/v1/account_links", LINK, 400),
+        ("POST", "/v1/account_links", LINK.replace(b"http:", b"data:"), 400),
+        ("POST", "/v1/transfers", TRANSFER, 400),
+        ("POST", "/v1/transfers", TRANSFER.replace(b"=5", b"=-5"), 400),
+        ("POST", "/v1/transfers", TRANSFER.replace(b"=5", b"=5.5"), 400),
+        ("POST", "/v1/transfers", TRANSFER.replace(b"usd", b"dollars"), 400),
+        ("POST", "/v1/transfers", TRANSFER + b"&source_transaction=ch_1", 400),
+        ("POST", "/v1/transfers/tr_none", b"metadata[a]=b", 404),
+        ("POST", "/v1/transfers/tr_none/reversals", b"amount=1", 404),
+        ("GET", "/v1/transfers/tr_none/reversals", b"", 404),
+        ("GET", "/v1/transfers/tr_none/reversals/trr_none", b"", 404),
+        ("GET", "/v1/transfers?starting_after=tr_none", b"", 400),
+        ("GET", "/v1/transfers?created[gte]=yesterday", b"", 400),
+        ("GET", f"/v1/transfers?created[gte]={9**30}", b"", 400),
+        ("GET", "/v1/events?type=a&types[]=b", b"", 400),
+        ("GET", "/v1/events?types[]=[", b"", 400),
+        ("GET", "/v1/events?types=a", b"", 400),
+        ("GET", "/v1/events?" + "&".join(["types[]=a"] * 21), b"", 400),
         ("GET", "/v1/events/evt_none", b"", 404),
         ("GET", "/v1/customers", b"", 404),
         ("DELETE", "/v1/refunds", b"", 404),
