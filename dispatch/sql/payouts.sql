@@ -44,7 +44,7 @@ UPDATE payouts SET status = 'processing' WHERE id = $1 AND status = 'pending' RE
 -- name: payout
 -- What is to be sent, and what is known of it; `old` is whether a refusal is not to be waited out.
 SELECT id, workshop_id, mechanic_id, stripe_account_id, amount_cents, currency, status,
-       stripe_transfer_id, created_at < dispatch_now() - $2 AS old
+       stripe_transfer_id, created_at < dispatch_now() - $2::interval AS old
   FROM payouts WHERE id = $1
 
 -- name: settle
@@ -62,7 +62,7 @@ RETURNING p.status, p.stripe_transfer_id,
 -- name: reversal
 -- What is to come back, and of which transfer; `old` as above.
 SELECT r.id, r.payout_id, r.amount_cents, r.status, p.status AS payout_status, p.stripe_transfer_id,
-       r.created_at < dispatch_now() - $2 AS old
+       r.created_at < dispatch_now() - $2::interval AS old
   FROM payout_reversals r JOIN payouts p ON p.id = r.payout_id WHERE r.id = $1
 
 -- name: settle_reversal
