@@ -542,6 +542,13 @@ CREATE TABLE stripe_events (
     outcome     text NOT NULL
 );
 
+-- One row: up to when everything that happened at Stripe is known here.
+CREATE TABLE stripe_reconciled (
+    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    looked_at timestamptz
+);
+INSERT INTO stripe_reconciled DEFAULT VALUES;
+
 -- Money to a connected account, one transfer each: the outbox delivers it under the payout's id.
 CREATE TABLE payouts (
     id                 uuid PRIMARY KEY DEFAULT gen_random_uuid(),
@@ -1649,6 +1656,21 @@ BEGIN
          WHERE r.payout_id = v_payout_id AND r.status = 'reversed')) WHERE id = v_payout_id;
     RETURN true;
 END $$;
+
+-- Where the money of each payment is, as far as it was not given back: with who earned it, on its way,
+-- held for a person; null where it may not stay. What went back before we heard of it had come.
+CREATE VIEW payment_places AS
+SELECT p.id, p.status, p.note, s.status AS session_status, p.taken_back_cents,
+       coalesce(p.received_currency, p.currency) AS currency,
+       coalesce(p.received_cents, p.refunded_cents) AS received_cents,
+       p.refunded_cents, p.credited_cents,
+       coalesce(p.received_cents, p.refunded_cents) - p.refunded_cents - p.credited_cents AS left_cents,
+       CASE WHEN s.status = 'completed' THEN 'earned'
+            WHEN p.status = 'refunding' OR (p.status = 'fulfilled'
+                                            AND s.status NOT IN ('cancelled', 'expired'))
+            THEN 'in progress'
+            WHEN p.status = 'held' THEN 'held' END AS place
+  FROM payments p LEFT JOIN sessions s ON s.id = p.session_id;
 
 -- M2: what each party has earned, by currency. `due`: in no payout that was made or is under way. The
 -- platform's fee of a referral is between the platform and who served.

@@ -195,6 +195,15 @@ def _replay(arguments: argparse.Namespace) -> int:
     return EXIT_DONE if is_same else EXIT_FAILED
 
 
+def _books(arguments: argparse.Namespace) -> int:
+    from dispatch.books_text import as_json, as_text, books
+
+    with _configured(arguments) as config:
+        found = _run(books(config))
+    print(json.dumps(as_json(found), indent=2) if arguments.json else as_text(found))
+    return EXIT_DONE if found.match else EXIT_FAILED
+
+
 def _nodes(arguments: argparse.Namespace) -> int:
     with _configured(arguments) as config:
         rows = _fetch(
@@ -328,6 +337,8 @@ def _parser() -> argparse.ArgumentParser:
     which = replay.add_mutually_exclusive_group(required=True)
     which.add_argument("request", nargs="?", type=UUID, metavar="REQUEST")
     which.add_argument("--all", action="store_true", help="every request on record")
+    books = add("books", _books, "prove that all money that came in is somewhere, to the cent")
+    books.add_argument("--json", action="store_true")
     nodes = add("nodes", _nodes, "list the living nodes; lag is in milliseconds")
     nodes.add_argument("--json", action="store_true")
     return parser
