@@ -153,6 +153,10 @@ async def test_who_writes_to_one_ledger_at_once_waits_for_each_other(pool: Pool)
     await asyncio.gather(*(give(pool, ann, cents) for cents in range(1, 31)))
 
     assert await accounts(pool, ann) == {"grants": -465, "customer": 465}
+    assert await pool.fetchval(
+        "SELECT array_agg(seq ORDER BY at) = array_agg(seq ORDER BY seq) FROM credit_entries "
+        "WHERE account = 'customer'"
+    )
     await check_ledger(pool)
 
 
