@@ -129,9 +129,16 @@ async def _run(options: argparse.Namespace, command: str) -> Figures:
         plan = load.Load(options.bookings, options.strategy, options.seed, pids=pids)
         await load.run(plan, Api(http, target.url), target.city, history, progress)
         seconds, cpu_seconds = history.now() - began, time.process_time() - cpu_began
-        if target.folder is not None:
-            print(f"replay: {await local_server.replay(target.folder)}")
-    return _judge(history, options, command, seconds, cpu_seconds)
+        proofs = {} if target.folder is None else await _prove(target.folder)
+    return _judge(history, options, command, seconds, cpu_seconds, proofs)
+
+
+async def _prove(folder: Path) -> dict[str, str]:
+    """What the server itself says of its decisions and of its money, which must be right."""
+    return {
+        "replay": await local_server.replay(folder),
+        "books": await local_server.books(folder),
+    }
 
 
 @contextlib.asynccontextmanager
@@ -175,6 +182,7 @@ def _judge(
     command: str,
     seconds: float,
     cpu_seconds: float,
+    proofs: dict[str, str],
 ) -> Figures:
     """Checks, measures, writes the report and prints what came out."""
     cases = sort(history.events)
@@ -191,7 +199,7 @@ def _judge(
         seconds=round(seconds, 1),
         clients_cpu_seconds=round(cpu_seconds, 1),
     )
-    figures = measure(cases, violations, about)
+    figures = measure(cases, violations, about, proofs)
     name = f"load-{now:%Y%m%d-%H%M%S}"
     as_json, as_html = report.write(figures, options.out, name)
     if options.keep_history:

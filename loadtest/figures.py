@@ -58,7 +58,8 @@ class Life(msgspec.Struct, frozen=True):
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """Everything that a report shows. `outcomes` counts bookings by strategy and outcome."""
+    """Everything that a report shows. `outcomes` counts bookings by strategy and outcome; `proofs`
+    is what the server's own replay and books said at the end, where they could be asked."""
 
     about: About
     counts: dict[str, int]
@@ -68,13 +69,16 @@ class Figures(msgspec.Struct, frozen=True):
     lives: list[Life]
     faults: list[str]
     violations: list[Violation]
+    proofs: dict[str, str] = {}
 
 
 _OVER = frozenset({"completed", "cancelled", "expired"})
 OUTCOMES = ("favourite", "workshop", "everyone", "expired", "cancelled", "open", "not booked")
 
 
-def measure(cases: Cases, violations: list[Violation], about: About) -> Figures:
+def measure(
+    cases: Cases, violations: list[Violation], about: About, proofs: dict[str, str] | None = None
+) -> Figures:
     """All figures of a sorted history."""
     outcomes: dict[str, Counter[str]] = {}
     for record in cases.bookings.values():
@@ -91,6 +95,7 @@ def measure(cases: Cases, violations: list[Violation], about: About) -> Figures:
         lives=_lives(cases),
         faults=[fault.what for fault in cases.faults],
         violations=violations,
+        proofs=proofs or {},
     )
 
 

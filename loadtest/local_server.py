@@ -95,6 +95,15 @@ async def replay(folder: Path) -> str:
     return said.decode().splitlines()[-1]
 
 
+async def books(folder: Path) -> str:
+    """Has the server's money held against itself, to the cent; what is said of it.
+
+    Raises `ServerFailed` when anything does not match.
+    """
+    said = await _command("books", "--embedded", str(folder))
+    return said.decode().splitlines()[-1]
+
+
 def free_port(preferred: int | None = None) -> int:
     """`preferred` when nobody listens there, else any free port of the loopback address."""
     for port in ([preferred] if preferred is not None else []) + [0]:

@@ -43,6 +43,7 @@ def summary(figures: Figures) -> str:
         parts = ", ".join(f"{by_outcome[o]} {o}" for o in OUTCOMES if o in by_outcome)
         lines.append(f"{strategy}: {parts}")
     lines += [f"fault: {fault}" for fault in figures.faults]
+    lines += [f"{name}: {said}" for name, said in figures.proofs.items()]
     lines.append(f"{len(figures.violations)} violations")
     return "\n".join(lines)
 
@@ -179,6 +180,7 @@ def _facts(figures: Figures) -> str:
         ("system", about.system),
         ("clients' CPU", f"{about.clients_cpu_seconds} s of {about.seconds} s"),
         *[("fault", fault) for fault in figures.faults],
+        *figures.proofs.items(),
         *[("errors", f"{count} {code}") for code, count in sorted(figures.errors.items())],
         *[(name.replace("_", " "), f"{count:,}") for name, count in figures.counts.items()],
     ]

@@ -38,6 +38,8 @@ def test_a_mix_of_bookings_on_two_workers_keeps_every_promise(tmp_path: Path) ->
     assert figures.counts["bookings"] == figures.counts["paid"] == figures.counts["requests"] == 15
     ended = {"completed", "expired", "cancelled"}
     assert sum(figures.counts[name] for name in ended) == 15
+    assert figures.proofs["books"] == "everything matches"
+    assert re.match(r"15 of 15 requests are the same", figures.proofs["replay"])
     assert set(figures.outcomes) == {"priority_broadcast", "broadcast", "workshop_only", "hybrid"}
     assert as_json.with_suffix(".html").read_text().startswith("<!doctype html>")
 
@@ -51,6 +53,7 @@ def test_a_worker_killed_on_the_way_breaks_no_promise(tmp_path: Path) -> None:
 
     assert exit_code == 0, said + complaints
     assert "killed with SIGKILL" in said
+    assert "books: everything matches" in said
     assert "0 violations" in said
 
 

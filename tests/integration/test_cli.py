@@ -168,6 +168,36 @@ def test_the_living_nodes_are_listed(run: Run, empty_database_url: str) -> None:
     ]
 
 
+def test_the_books_are_proven_and_what_is_wrong_exits_with_1(
+    run: Run, empty_database_url: str
+) -> None:
+    run("migrate")
+    right, right_as_json = run("books"), run("books", "--json")
+    payment_id = uuid.uuid4()
+    execute(
+        empty_database_url,
+        f"""INSERT INTO payments (id, amount_cents, currency, received_cents, received_currency,
+                                  status)
+            VALUES ('{payment_id}', 123456, 'eur', 123456, 'eur', 'paid')""",
+    )
+
+    wrong, wrong_as_json = run("books"), run("books", "--json")
+
+    assert (right.returncode, right.stdout.splitlines()[-1]) == (0, "everything matches")
+    assert json.loads(right_as_json.stdout)["match"] is True
+    assert (wrong.returncode, wrong.stderr) == (1, "")
+    assert rows_of(wrong)["came"] == ["in", "1,234.56"]
+    assert wrong.stdout.splitlines()[-3:] == [
+        f"MISMATCH payment is nowhere: {payment_id}  expected earned, in progress, given back or"
+        " held  found 123456 of a payment that is paid",
+        "MISMATCH sum of what came in: eur  expected 123456  found 0",
+        "2 mismatches",
+    ]
+    assert wrong_as_json.returncode == 1
+    told = json.loads(wrong_as_json.stdout)
+    assert [each["id"] for each in told["mismatches"]] == [str(payment_id), "eur"]
+
+
 def test_a_database_that_is_not_migrated_is_said(run: Run) -> None:
     message = "dispatch: the database is not migrated: run `dispatch migrate` first"
     assert in_one_line(run("nodes")) == message

@@ -73,6 +73,15 @@ def test_the_figures_of_two_bookings(two_bookings: Recorder) -> None:
     assert figures.violations == []
 
 
+def test_what_the_server_proved_of_itself_is_in_the_report(two_bookings: Recorder) -> None:
+    proofs = {"replay": "2 of 2 requests are the same", "books": "everything matches"}
+
+    figures = measure(two_bookings.cases(), [], ABOUT, proofs)
+
+    assert "books: everything matches" in report.summary(figures).splitlines()
+    assert "<tr><th>books</th><td>everything matches</td></tr>" in report.page(figures)
+
+
 def test_a_percentile_is_a_sample_that_was_seen() -> None:
     samples = [float(value) for value in range(1, 101)]
 
