@@ -154,7 +154,7 @@ class Api:
         if fault.do == "drop_request":
             await _drop(request)
             return None
-        if fault.error is not None and fault.do != "refuse":
+        if fault.error is not None and not fault.is_kept:
             raise fault.error
         if fault.do == "late_start":
             await asyncio.sleep(fault.late_ms / 1000)

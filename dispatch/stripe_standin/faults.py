@@ -30,7 +30,7 @@ class Fault(Struct, frozen=True, forbid_unknown_fields=True):
     fail            500 and nothing done
     rate_limit      429 and nothing done
     refuse          refused with `status`, `code` and `message`, as something that was tried:
-                    kept for its key
+                    kept for its key, but for a 409 or 429, which says "later"
     pending         a refund that is made stays pending
     """
 
@@ -42,6 +42,11 @@ class Fault(Struct, frozen=True, forbid_unknown_fields=True):
     status: Literal[400, 402, 404, 409, 429, 500, 503] = 400
     code: Annotated[str, Meta(max_length=100)] | None = None
     message: Annotated[str, Meta(max_length=500)] = "Refused, as was ordered."
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether its answer is what the key gives from now on."""
+        return self.do == "refuse" and self.status not in (409, 429)
 
     @property
     def error(self) -> ApiError | None:

@@ -427,6 +427,8 @@ async def test_a_key_that_is_in_use_is_unavailable_and_not_a_refusal(
         await client.transfer(**asked)
 
     assert await client.transfer_of(asked["payout_id"]) is None
+    made = await client.transfer(**asked)
+    assert await client.transfer_of(asked["payout_id"]) == made
 
 
 async def test_two_who_pay_out_at_once_move_the_money_once(
