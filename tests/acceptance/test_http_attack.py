@@ -74,6 +74,8 @@ GUARDED: list[tuple[str, str, Any, frozenset[str], int]] = [
     ("POST", "/api/customer/favorites", {}, CUSTOMER, 400),
     ("DELETE", "/api/customer/favorites/{id}", None, CUSTOMER, 404),
     ("POST", "/api/customer/rebook", {}, CUSTOMER, 400),
+    ("GET", "/api/customer/credits", None, CUSTOMER, 200),
+    ("POST", "/api/admin/credits", {}, ADMIN, 400),
     ("GET", "/api/mechanic/why-no-offers", None, MECHANIC, 200),
     ("GET", "/api/admin/requests/{id}/explain", None, ADMIN, 404),
     ("GET", "/api/admin/mechanics/{id}/fairness", None, ADMIN, 404),
@@ -155,11 +157,21 @@ REFUSED_BODIES: dict[str, tuple[str, dict[str, Any]]] = {
             "workshop_id": new_id(),
             "slot_id": new_id(),
             "wait_for_preferred": True,
-            "payment_method": "card",
+            "payment_method": "credits",
         },
     ),
     "/api/waiver/sign": ("customer", {"intake_id": new_id(), "name": "Ann", "version": "1"}),
     "/api/admin/sessions/join": ("mechanic", {"session_id": new_id()}),
+    "/api/admin/credits": (
+        "admin",
+        {
+            "grant_id": new_id(),
+            "customer_id": new_id(),
+            "amount_cents": 500,
+            "currency": "eur",
+            "reason": "sorry",
+        },
+    ),
     "/api/stripe/webhook": ("nobody", {"id": "evt_1", "type": "charge.refunded", "data": {}}),
 }
 
