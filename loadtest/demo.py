@@ -187,6 +187,9 @@ def _introduction(url: str, city: City, folder: Path) -> str:
             f"ws{url.removeprefix('http')}/ws, first frame: "
             '{"type":"hello","token":"…"} with the token of POST /api/auth/login)',
             "",
+            "  Where every cent is:",
+            f"    {python} -m dispatch.cli books --embedded {folder}",
+            "",
             "  Ctrl-C stops everything. The city goes on where it was when started again.",
             "",
         ]

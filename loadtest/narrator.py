@@ -77,6 +77,9 @@ class Narrator:
                     for item in frame["snapshot"].get(part, ()):
                         kind = "offer" if part == "offers" else "request.status"
                         self._take_known(event, {"type": kind, "snapshot": True} | item)
+            case "payment.status":
+                if frame["status"] == "refunded":  # its booking's tale is over by now
+                    self.say(f"{self.name(event.who)} reads: {frame['message']}", Mood.DIM)
             case _:
                 self._take_known(event, frame)
 
