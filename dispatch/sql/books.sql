@@ -199,28 +199,43 @@ SELECT u.key AS id, 'waiting in the outbox' AS expected,
  ORDER BY 1
 
 -- name: for_a_person
--- What nobody but a person decides: held payments, money that parties gave back and the customer did not
--- get, reversals that are open or failed, and transfers that are there though their payout failed, or
--- of which more came back than we asked for.
+-- What nobody but a person decides: held payments, those that were refunded though their session goes
+-- on, money that parties gave back and the customer did not get, payouts that failed and are in no
+-- later one, reversals that are open or failed, transfers that are there though their payout failed,
+-- or of which more came back than we asked for.
 SELECT what, id::text, cents, currency, coalesce(note, '') AS note
   FROM (SELECT 1 AS nth, 'payment held' AS what, id, left_cents::bigint AS cents, currency, note
           FROM payment_places WHERE status = 'held'
         UNION ALL
-        SELECT 2, 'earnings taken back for a refund that did not go through', id,
+        SELECT 2, 'refunded, and its session goes on', id, refunded_cents, currency, note
+          FROM payment_places
+         WHERE status = 'refunded' AND session_status NOT IN ('completed', 'cancelled', 'expired')
+        UNION ALL
+        SELECT 3, 'earnings taken back for a refund that did not go through', id,
                taken_back_cents - refunded_cents - credited_cents, currency, note
           FROM payment_places WHERE taken_back_cents > refunded_cents + credited_cents
         UNION ALL
-        SELECT 3, CASE r.status WHEN 'failed' THEN 'debt: reversal failed' ELSE 'reversal under way' END,
+        SELECT 4, 'payout failed', p.id, e.cents, p.currency, p.note
+          FROM payouts p
+          JOIN (SELECT payout_id, sum(cents)::bigint AS cents
+                  FROM (SELECT payout_id, workshop_net_cents - reversed_cents AS cents
+                          FROM workshop_earnings WHERE payout_status = 'failed'
+                        UNION ALL
+                        SELECT payout_id, mechanic_net_cents - reversed_cents
+                          FROM mechanic_earnings WHERE payout_status = 'failed') failed
+                 GROUP BY payout_id) e ON e.payout_id = p.id
+        UNION ALL
+        SELECT 5, CASE r.status WHEN 'failed' THEN 'debt: reversal failed' ELSE 'reversal under way' END,
                r.id, r.amount_cents, p.currency, r.note
           FROM payout_reversals r JOIN payouts p ON p.id = r.payout_id
          WHERE r.status = 'pending' OR (r.status = 'failed' AND r.settled_by IS NULL)
         UNION ALL
-        SELECT 4, 'payout failed and its transfer is there', id, amount_cents - reversed_cents, currency,
+        SELECT 6, 'payout failed and its transfer is there', id, amount_cents - reversed_cents, currency,
                note
           FROM payouts
          WHERE status = 'failed' AND stripe_transfer_id IS NOT NULL AND reversed_cents < amount_cents
         UNION ALL
-        SELECT 5, 'more reversed than asked for', p.id, p.reversed_cents - coalesce(r.cents, 0),
+        SELECT 7, 'more reversed than asked for', p.id, p.reversed_cents - coalesce(r.cents, 0),
                p.currency, p.note
           FROM payouts p
           LEFT JOIN (SELECT payout_id, sum(amount_cents) AS cents FROM payout_reversals

@@ -175,6 +175,23 @@ async def test_a_refund_that_did_not_go_through_after_all_waits_for_a_person(
     )
 
 
+async def test_a_payment_that_was_refunded_while_its_session_goes_on_waits_for_a_person(
+    pool: Pool, connection: Connection, business: Business
+) -> None:
+    await refunded(connection, business.going_on, 1100)
+
+    books = await read(pool)
+
+    assert books.mismatches == []
+    assert books.for_a_person[1] == Matter(
+        "refunded, and its session goes on",
+        str(business.going_on.payment_id),
+        1100,
+        "eur",
+        "",
+    )
+
+
 async def test_money_that_went_back_before_we_heard_of_it_had_come(
     pool: Pool, connection: Connection
 ) -> None:
@@ -234,7 +251,15 @@ async def test_a_failed_payout_whose_transfer_is_there_waits_for_a_person(
     books = await read(pool)
 
     assert books.match
-    assert books.for_a_person[2:] == [
+    assert [each.what for each in books.for_a_person] == [
+        "payment held",
+        "payout failed",
+        "reversal under way",
+        "payout failed and its transfer is there",
+        "more reversed than asked for",
+    ]
+    assert books.for_a_person[1] == Matter("payout failed", str(failed), 3300, "eur", "no\\nline")
+    assert books.for_a_person[3:] == [
         Matter("payout failed and its transfer is there", str(failed), 3300, "eur", "no\\nline"),
         Matter("more reversed than asked for", str(business.payout_id), 50, "eur", ""),
     ]
