@@ -63,8 +63,9 @@ CREATE TABLE users (
     name          text NOT NULL CHECK (length(name) BETWEEN 1 AND 200),
     password_hash text,
     role          text NOT NULL CHECK (role IN ('customer', 'mechanic', 'workshop', 'admin')),
-    issuer        text,
-    subject       text,
+    email_claimed boolean NOT NULL DEFAULT false,  -- typed at a sign-up, and not shown to be hers
+    issuer        text,     -- an outside identity provider and its name for her (P4), as the
+    subject       text,     -- tokens' `iss` and `sub` say
     token_epoch   integer NOT NULL DEFAULT 0,
     disabled_at   timestamptz,
     revoked_at    timestamptz,  -- when tokens were last made void, by either of these two
@@ -161,6 +162,77 @@ END $$;
 CREATE TRIGGER user_touch_mechanic
     AFTER UPDATE OF disabled_at ON users
     FOR EACH ROW WHEN (NEW.role = 'mechanic') EXECUTE FUNCTION user_touch_mechanic();
+
+-- A workshop asks somebody to work for it, by e-mail (P3). Whoever has the token may sign up with that
+-- e-mail, once and in time; of the token only the SHA-256 is here. Asked again, the older token is void.
+CREATE TABLE workshop_invites (
+    id           uuid PRIMARY KEY,
+    workshop_id  uuid NOT NULL REFERENCES organizations,
+    email        text NOT NULL CHECK (email = lower(email) AND length(email) <= 254),
+    name         text CHECK (length(name) BETWEEN 1 AND 200),
+    token_hash   bytea NOT NULL UNIQUE CHECK (length(token_hash) = 32),
+    invited_by   uuid NOT NULL REFERENCES users,
+    created_at   timestamptz NOT NULL DEFAULT dispatch_now(),
+    expires_at   timestamptz NOT NULL,
+    used_at      timestamptz,
+    used_by      uuid REFERENCES users,
+    withdrawn_at timestamptz,
+    CHECK (used_by IS NULL OR used_at IS NOT NULL),
+    CHECK (used_at IS NULL OR withdrawn_at IS NULL)
+);
+CREATE UNIQUE INDEX workshop_invites_one_open
+    ON workshop_invites (workshop_id, email) WHERE used_at IS NULL AND withdrawn_at IS NULL;
+CREATE INDEX workshop_invites_email_idx ON workshop_invites (email, created_at);
+CREATE INDEX workshop_invites_workshop_idx ON workshop_invites (workshop_id, created_at);
+
+-- Those that somebody may still sign up with.
+CREATE VIEW open_invites AS
+SELECT i.*, o.name AS workshop_name
+  FROM workshop_invites i
+  JOIN organizations o ON o.id = i.workshop_id AND o.status = 'active'
+ WHERE i.used_at IS NULL AND i.withdrawn_at IS NULL AND i.expires_at > dispatch_now();
+
+-- P3: who was invited and comes by another way than the invite's (from an identity provider, an import)
+-- is linked and approved all the same, by whoever invited her first. Not who only claims the e-mail:
+-- signing up with somebody else's address must not be an approval.
+CREATE FUNCTION mechanic_link_invite() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    invite workshop_invites;
+BEGIN
+    SELECT i.* INTO invite
+      FROM users u
+      JOIN workshop_invites i ON i.email = lower(u.email)
+      JOIN organizations o ON o.id = i.workshop_id AND o.status = 'active'
+     WHERE u.id = NEW.id AND NOT u.email_claimed
+       AND i.used_at IS NULL AND i.withdrawn_at IS NULL AND i.expires_at > dispatch_now()
+     ORDER BY i.created_at, i.id LIMIT 1 FOR UPDATE OF i;
+    IF FOUND THEN
+        UPDATE workshop_invites SET used_at = dispatch_now(), used_by = NEW.id WHERE id = invite.id;
+        NEW.workshop_id := invite.workshop_id;
+        NEW.account_type := 'workshop';
+        NEW.invited_by := invite.invited_by;
+        NEW.invite_accepted_at := dispatch_now();
+        NEW.application_status := 'approved';
+        NEW.auto_approved := true;
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER mechanic_link_invite
+    BEFORE INSERT ON mechanics
+    FOR EACH ROW WHEN (NEW.workshop_id IS NULL AND NEW.application_status = 'pending'
+                       AND NEW.deleted_at IS NULL)
+    EXECUTE FUNCTION mechanic_link_invite();
+
+-- What admins did to people and workshops, and when. Append-only.
+CREATE TABLE admin_events (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    admin_id   uuid NOT NULL REFERENCES users,
+    action     text NOT NULL CHECK (action IN ('approve_mechanic', 'reject_mechanic',
+               'deactivate_mechanic', 'delete_mechanic', 'approve_workshop')),
+    subject_id uuid NOT NULL,  -- the mechanic or the workshop
+    at         timestamptz NOT NULL DEFAULT dispatch_now()
+);
+CREATE INDEX admin_events_subject_idx ON admin_events (subject_id, id);
 
 -- Whom a customer would like again: a mechanic (`independent`) or a workshop (F1).
 CREATE TABLE favorites (
@@ -479,6 +551,8 @@ CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION '% is append-only', TG_TABLE_NAME;
 END $$;
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON admin_events
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON session_events
     FOR EACH ROW EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON routing_decisions
@@ -717,7 +791,7 @@ CREATE CONSTRAINT TRIGGER credit_transaction_balances AFTER INSERT ON credit_ent
 -- Effects to be delivered outside the database, each once, by whichever node claims it.
 CREATE TABLE outbox (
     id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    kind            text NOT NULL CHECK (kind IN ('refund', 'transfer', 'reversal', 'push')),
+    kind            text NOT NULL CHECK (kind IN ('refund', 'transfer', 'reversal', 'push', 'mail')),
     idempotency_key text NOT NULL UNIQUE,
     payload         jsonb NOT NULL,
     attempts        integer NOT NULL DEFAULT 0,
@@ -877,6 +951,39 @@ LANGUAGE sql STABLE AS $$
              LIMIT p_limit OFFSET p_offset) page
      ORDER BY page.offerable DESC, page.rating DESC NULLS LAST, page.name, page.id
 $$;
+
+-- Who works for which workshop (W2, W3); the deleted are not there.
+CREATE VIEW workshop_mechanics AS
+SELECT m.workshop_id, m.id AS mechanic_id, u.name AS mechanic_name, u.email, m.application_status,
+       c.approved, c.available, m.is_online, c.is_specialist, c.live_sessions, m.rating,
+       (SELECT count(*) FROM sessions s
+         WHERE s.mechanic_id = m.id AND s.workshop_id = m.workshop_id
+           AND s.status = 'completed') AS sessions_served,
+       m.invited_by, m.invite_accepted_at, m.auto_approved
+  FROM mechanics m
+  JOIN users u ON u.id = m.id
+  JOIN candidates c ON c.mechanic_id = m.id
+ WHERE m.workshop_id IS NOT NULL AND m.deleted_at IS NULL;
+
+-- What became of the bookings that a workshop had to do with, by the day (UTC) on which they were made
+-- and by routing (W2): `preferred` named it, `served` were accepted by a mechanic of it; of those are
+-- `completed` and the mean time from opening to accept.
+CREATE VIEW workshop_session_analytics AS
+SELECT o.id AS workshop_id, o.name AS workshop_name,
+       (r.created_at AT TIME ZONE 'UTC')::date AS day, r.routing_type,
+       count(*) FILTER (WHERE r.preferred_workshop_id = o.id) AS preferred,
+       count(*) FILTER (WHERE r.workshop_id = o.id) AS served,
+       count(*) FILTER (WHERE r.workshop_id = o.id AND r.preferred_workshop_id = o.id)
+           AS preferred_and_served,
+       count(*) FILTER (WHERE r.workshop_id = o.id AND s.status = 'completed') AS completed,
+       count(*) FILTER (WHERE s.status = 'cancelled') AS cancelled,
+       count(*) FILTER (WHERE s.status = 'expired') AS expired,
+       (avg(extract(epoch FROM r.accepted_at - r.opens_at)) FILTER (WHERE r.workshop_id = o.id))::float8
+           AS mean_accept_seconds
+  FROM organizations o
+  JOIN session_requests r ON r.workshop_id = o.id OR r.preferred_workshop_id = o.id
+  JOIN sessions s ON s.id = r.session_id
+ GROUP BY o.id, o.name, day, r.routing_type;
 
 
 -- ---------------------------------------------------------------------------------------------
