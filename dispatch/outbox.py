@@ -75,7 +75,9 @@ class Outbox:
         self._deliver = deliver
         self._woken = asyncio.Event()
         self._free = {kind: CONCURRENCY[kind] for kind in deliver}
-        self._under_way: dict[int, int] = {}  # id and attempt of what is being delivered
+        # Id and attempt of what is being delivered: where the lease of one attempt ended, or it was
+        # made due meanwhile, the next may have begun here as well.
+        self._under_way: set[tuple[int, int]] = set()
         self._is_away = False
 
     def wake(self) -> None:
@@ -93,7 +95,7 @@ class Outbox:
                     await self._forget()
                 for effect in await self._claim():
                     self._free[effect.kind] -= 1
-                    self._under_way[effect.id] = effect.attempts
+                    self._under_way.add((effect.id, effect.attempts))
                     deliveries.create_task(self._attempt(effect), name=effect.idempotency_key)
                 # Not wait_for: in Python 3.11 it can swallow a cancellation.
                 with contextlib.suppress(TimeoutError):
@@ -104,9 +106,8 @@ class Outbox:
         """After `run` was cancelled: gives back what was under way, so that no node need wait for
         the lease. Raises `Unavailable`."""
         async with unavailable_when_lost():
-            await self._pool.execute(
-                _SQL["give_back"], list(self._under_way), list(self._under_way.values())
-            )
+            ids, attempts = zip(*self._under_way, strict=True) if self._under_way else ((), ())
+            await self._pool.execute(_SQL["give_back"], list(ids), list(attempts))
 
     async def _claim(self) -> list[Effect]:
         """As many rows of each kind as can be delivered now; none while Postgres is away."""
@@ -132,9 +133,9 @@ class Outbox:
     async def _attempt(self, effect: Effect) -> None:
         try:
             await self._settle(effect, await self._try(effect))
-            del self._under_way[effect.id]
+            self._under_way.discard((effect.id, effect.attempts))
         except Unavailable as error:  # it stays leased, and is delivered again after the lease
-            del self._under_way[effect.id]
+            self._under_way.discard((effect.id, effect.attempts))
             self._note_away(error)
         finally:
             self._free[effect.kind] += 1

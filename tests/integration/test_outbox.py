@@ -287,6 +287,32 @@ async def test_it_waits_as_long_as_it_is_asked_to_but_not_for_ever(
     assert waits_seconds - 5 < seconds <= waits_seconds
 
 
+async def test_what_is_made_due_while_it_is_delivered_here_is_delivered_here_twice(
+    pool: Pool,
+) -> None:
+    """As when what it waits for has just been settled: harmless, and the outbox goes on."""
+    go_on = asyncio.Event()
+    begun: list[int] = []
+
+    async def wait(payload: Payload) -> None:
+        begun.append(payload["number"])
+        await go_on.wait()
+
+    await put(pool)
+    outbox = Outbox(pool, {"refund": wait})
+    async with running(outbox):
+        await eventually(lambda: begun == [1])
+        await pool.execute("UPDATE outbox SET next_try_at = dispatch_now()")
+        outbox.wake()
+        await eventually(lambda: begun == [1, 1])
+        go_on.set()
+        await eventually(lambda: is_done(pool))
+        await put(pool, 2)
+        await eventually(lambda: is_done(pool, 2))
+
+    assert begun == [1, 1, 2]
+
+
 async def test_who_is_overtaken_by_the_end_of_the_lease_spoils_nothing(
     config: Config, pool: Pool
 ) -> None:
