@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from dispatch.core.types import Policy
@@ -95,6 +95,20 @@ def _url(variable: str, schemes: Sequence[str], default: str = "", host: bool = 
     return _setting(variable, default, parse, without_password)
 
 
+def _guarded_url(variable: str) -> Any:
+    """A URL whose answers decide who somebody is: nobody on the way may write them."""
+    parse_url = _url(variable, ("https", "http")).metadata["parse"]
+
+    def parse(text: str) -> str:
+        url: str = parse_url(text)
+        parts = urlsplit(url)
+        if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+            raise ValueError("must begin with https:// unless it is on this machine")
+        return url
+
+    return _setting(variable, "", parse, without_password)
+
+
 def without_password(url: str) -> str:
     """The URL as people may see it: a password in it is shown as `***`."""
     try:
@@ -168,7 +182,7 @@ class Config:
     port: int = _number("DISPATCH_PORT", 8000, 0, 65535, whole=True)
     data_dir: Path = _setting("DISPATCH_DATA_DIR", Path(".data"), Path)  # noqa: RUF009 - a field
     jwt_secret: str = _secret("DISPATCH_JWT_SECRET", JWT_SECRET_BYTES)
-    jwks_url: str = _url("DISPATCH_JWKS_URL", ("https", "http"))
+    jwks_url: str = _guarded_url("DISPATCH_JWKS_URL")
     jwt_issuer: str = _text("DISPATCH_JWT_ISSUER")
     jwt_audience: str = _text("DISPATCH_JWT_AUDIENCE")
     allowed_origins: tuple[str, ...] = _list("DISPATCH_ALLOWED_ORIGINS", _origin)
@@ -260,6 +274,14 @@ def _is_local(host: str) -> bool:
     return reachable(host) in ("127.0.0.1", "::1", "localhost")
 
 
+def is_loopback(host: str) -> bool:
+    """Whether what is said to this host never leaves the machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 @dataclass(frozen=True)
 class Row:
     """A line of `check-config`: the variable, its value as it may be seen, where it came from."""
@@ -310,6 +332,7 @@ def load(
         except ValueError as error:
             problems.append(f"{variable} {error}")
     problems += _missing(environ, embedded)
+    problems += _unsafe_with_money(values, embedded)
     if problems:
         raise ConfigError(problems)
     if embedded:
@@ -329,6 +352,7 @@ _GENERATED: dict[str, Any] = {
     "stripe_secret_key": "",
     "stripe_webhook_secrets": (),
     "stripe_api_base": "",
+    "smtp_url": "",
 }
 
 # Each of these is one feature: with only some of its settings it would fail when first used.
@@ -337,6 +361,36 @@ _TOGETHER = (
     ("LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET"),
     ("VAPID_PRIVATE_KEY", "VAPID_SUBJECT"),
 )
+
+
+_STRIPE: Final = "https://api.stripe.com"
+_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+
+
+def _unsafe_with_money(values: Mapping[str, Any], embedded: bool) -> list[str]:
+    """What must not be with a key of Stripe: a live one goes to Stripe itself and nowhere else."""
+    key = values.get("stripe_secret_key", "")
+    base = values.get("stripe_api_base", _STRIPE)
+    problems = []
+    if key and re.match(r"(sk|rk)_(test|live)_.", key) is None:
+        problems.append(
+            "STRIPE_SECRET_KEY must begin with sk_test_, sk_live_, rk_test_ or rk_live_"
+        )
+    if is_live_key(key):
+        if base != _STRIPE:
+            problems.append(f"STRIPE_API_BASE must be {_STRIPE} with a live key")
+        if not values.get("public_url", "").startswith("https://"):
+            problems.append("DISPATCH_PUBLIC_URL must be https:// with a live key")
+        if embedded:
+            problems.append("STRIPE_SECRET_KEY is live: set DATABASE_URL and REDIS_URL too")
+    elif base.startswith("http://") and urlsplit(base).hostname not in _LOOPBACK:
+        problems.append("STRIPE_API_BASE must be https:// unless it is on this machine")
+    return problems
+
+
+def is_live_key(key: str) -> bool:
+    """Whether this key of Stripe's moves real money."""
+    return key.startswith(("sk_live_", "rk_live_"))
 
 
 def _missing(environ: Mapping[str, str], embedded: bool) -> list[str]:

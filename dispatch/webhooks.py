@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from dispatch import connect, payments, payouts, queries, refunds
-from dispatch.config import Config
+from dispatch.config import Config, is_live_key
 from dispatch.database import Connection, Pool, transaction, unavailable_when_lost
 from dispatch.errors import BadRequest
 from dispatch.payments import Outcome
@@ -83,7 +83,7 @@ async def take(
 ) -> Outcome:
     """The same for an event that is known to be Stripe's."""
     if not _is_ours(config, event):
-        mode = "test" if is_live(config) else "live"
+        mode = "test" if is_live_key(config.stripe_secret_key) else "live"
         alarm = f"a {mode} event, which our key is not for"
         outcome = await _remember(pool, event, Outcome(result="wrong_livemode", alarm=alarm))
     elif isinstance(event.object, CheckoutSession):
@@ -95,17 +95,12 @@ async def take(
     return outcome
 
 
-def is_live(config: Config) -> bool:
-    """Whether our key moves real money."""
-    return config.stripe_secret_key.startswith(("sk_live_", "rk_live_"))
-
-
 def _is_ours(config: Config, event: WebhookEvent) -> bool:
     """Whether the event is of the mode, test or live, that our key is for."""
     modes = {event.livemode}
     if isinstance(event.object, CheckoutSession):
         modes.add(event.object.livemode)
-    return modes == {is_live(config)}
+    return modes == {is_live_key(config.stripe_secret_key)}
 
 
 # --- checkouts ------------------------------------------------------------------------------------

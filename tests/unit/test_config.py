@@ -124,6 +124,49 @@ def test_with_servers_of_their_own_operators_must_bring_the_secrets_too() -> Non
     ]
 
 
+LIVE = {
+    "DATABASE_URL": "postgresql://db/dispatch",
+    "REDIS_URL": "redis://cache",
+    "DISPATCH_JWT_SECRET": "x" * 32,
+    "DISPATCH_PUBLIC_URL": "https://dispatch.example",
+    "STRIPE_SECRET_KEY": "sk_live_hunter5",
+    "STRIPE_WEBHOOK_SECRET": "whsec_hunter6",
+}
+
+
+def test_a_live_key_goes_to_stripe_and_customers_come_back_over_https() -> None:
+    config = load(LIVE)
+
+    assert (config.stripe_api_base, config.public_url) == (
+        "https://api.stripe.com",
+        "https://dispatch.example",
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        ({"STRIPE_API_BASE": "http://127.0.0.1:4242"}, "STRIPE_API_BASE must be https://api"),
+        ({"STRIPE_API_BASE": "https://evil.example"}, "STRIPE_API_BASE must be https://api"),
+        ({"DISPATCH_PUBLIC_URL": "http://dispatch.example"}, "DISPATCH_PUBLIC_URL must be https"),
+        ({"DISPATCH_PUBLIC_URL": ""}, "DISPATCH_PUBLIC_URL must be https"),
+        ({"DATABASE_URL": "", "REDIS_URL": ""}, "STRIPE_SECRET_KEY is live: set DATABASE_URL"),
+        ({"STRIPE_SECRET_KEY": "pk_live_hunter5"}, "STRIPE_SECRET_KEY must begin with"),
+        (
+            {"STRIPE_SECRET_KEY": "sk_test_x", "STRIPE_API_BASE": "http://evil.example"},
+            "STRIPE_API_BASE must be https:// unless",
+        ),
+    ],
+)
+def test_a_key_of_stripe_s_is_not_used_where_it_could_leak(
+    wrong: dict[str, str], problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=problem) as refused:
+        load(LIVE | wrong)
+
+    assert "hunter" not in str(refused.value)
+
+
 def test_a_real_stripe_key_in_embedded_mode_needs_its_webhook_secret() -> None:
     with pytest.raises(ConfigError, match="STRIPE_WEBHOOK_SECRET is missing"):
         load({"STRIPE_SECRET_KEY": "sk_test_hunter5"})
