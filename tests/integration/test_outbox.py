@@ -5,11 +5,10 @@ import logging
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -29,6 +28,7 @@ from dispatch.outbox import (
 )
 from dispatch.refunds import queue_for_session
 from dispatch.stripe_client import StripeClient, StripeFailed
+from tests.integration.line import Line
 from tests.integration.stripe_servers import free_socket
 from tests.integration.till import PUBLIC_URL, Till, open_till, running
 from tests.support import STRIPE_SECRET_KEY, eventually
@@ -345,42 +345,6 @@ async def test_who_is_overtaken_by_the_end_of_the_lease_spoils_nothing(
 
 
 # --- servers that are away ------------------------------------------------------------------------
-
-
-class Line:
-    """The way to Postgres, which can be cut and mended; `url` is the database through it."""
-
-    def __init__(self, database_url: str) -> None:
-        parts = urlsplit(database_url)
-        self._there = (parts.hostname or "127.0.0.1", parts.port or 5432)
-        with free_socket() as bound:
-            host, port = self._here = bound.getsockname()
-        login = parts.netloc.rpartition("@")[0]
-        self.url = parts._replace(netloc=f"{login}@{host}:{port}").geturl()
-        self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
-
-    async def mend(self) -> None:
-        self._server = await asyncio.start_server(self._connect, *self._here)
-
-    async def cut(self) -> None:
-        """Every connection ends, and nobody gets a new one."""
-        assert self._server is not None
-        self._server.close()
-        while self._writers:
-            self._writers.pop().transport.abort()
-
-    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there_reader, there_writer = await asyncio.open_connection(*self._there)
-        self._writers |= {writer, there_writer}
-        await asyncio.gather(copy(reader, there_writer), copy(there_reader, writer))
-
-
-async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with suppress(OSError):
-        while sent := await reader.read(65536):
-            writer.write(sent)
-    writer.close()
 
 
 @pytest.fixture
