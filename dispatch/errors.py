@@ -22,6 +22,7 @@ never one of these.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 
 class DispatchError(Exception):
@@ -125,6 +126,13 @@ class Conflict(DispatchError):
         self.fields: dict[str, object] = dict(fields or {})
 
 
+class TooLong(DispatchError):
+    """A text has more characters than it may."""
+
+    status = 400
+    code = "too_long"
+
+
 class TooSlow(DispatchError):
     """A request that did not come whole in its time."""
 
@@ -157,3 +165,42 @@ class NotConfigured(DispatchError):
 
     status = 501
     code = "not_configured"
+
+
+# Every code that an answer over HTTP may have, by its status. What is not among the classes above
+# is the code of a `Conflict`, or one that says more than its class.
+STATUSES: Final[Mapping[str, int]] = {
+    code: status
+    for status, codes in {
+        400: ("bad_request", "nothing_to_pay"),
+        401: ("not_authenticated",),
+        403: ("forbidden",),
+        404: ("not_found", "mechanic_gone", "no_earlier_session"),
+        405: ("method_not_allowed",),
+        408: ("too_slow",),
+        409: (
+            "active_session_exists",
+            "already_booked",
+            "already_granted",
+            "already_joined",
+            "email_taken",
+            "insufficient_credits",
+            "not_open",
+            "nothing_to_widen",
+            "payment_pending",
+            "plan_gone",
+            "session_ended",
+            "slot_full",
+            "slot_over",
+            "too_many_favorites",
+            "waiver_required",
+        ),
+        413: ("too_large",),
+        429: ("rate_limited",),
+        500: ("internal",),
+        501: ("not_configured",),
+        502: ("refused", "payment_failed"),
+        503: ("unavailable_now", "not_ready"),
+    }.items()
+    for code in codes
+}

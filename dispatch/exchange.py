@@ -18,6 +18,7 @@ from dispatch.decoding import Undecodable
 from dispatch.errors import BadRequest, NotFound, TooLarge
 
 MAX_BODY_BYTES: Final = 64 * 1024
+JSON: Final = handshake.JSON_HEADERS["content-type"]
 
 T = TypeVar("T")
 _encode: Final = msgspec.json.Encoder().encode
@@ -42,19 +43,10 @@ async def raw_body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-async def body(request: Request, kind: type[T]) -> T:
-    """The JSON body as a `kind`; `BadRequest` says what does not fit."""
-    return _decoded(await raw_body(request, MAX_BODY_BYTES), kind)
-
-
-async def optional_body(request: Request, kind: type[T]) -> T:
-    """The same of a request that may have no body: it means what an empty object means."""
-    return _decoded(await raw_body(request, MAX_BODY_BYTES) or b"{}", kind)
-
-
-def _decoded(raw: bytes, kind: type[T]) -> T:
+def body(raw: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    """A JSON body as what the decoder wants; `BadRequest` says what does not fit."""
     try:
-        return decoding.decode(raw, msgspec.json.Decoder(kind))
+        return decoding.decode(raw, decoder)
     except Undecodable as error:
         raise BadRequest(str(error)) from None
 
@@ -94,16 +86,11 @@ def bearer(request: Request) -> str:
 # --- answering ------------------------------------------------------------------------------------
 
 
-def fields(value: Any) -> dict[str, Any]:
-    """A struct's fields as JSON values, without the frame's type."""
-    values: dict[str, Any] = msgspec.to_builtins(value)
-    values.pop("type", None)
-    return values
-
-
-def ok(value: Any = None, status: int = 200) -> Response:
-    """Success, with the fields of a struct or a dictionary beside `ok`."""
-    told = value if isinstance(value, dict) else {} if value is None else fields(value)
+def ok(value: Struct | None = None, status: int = 200) -> Response:
+    """Success, with the fields of a struct beside `ok`; the type of a frame is not one of them."""
+    told: dict[str, Any] = {} if value is None else msgspec.to_builtins(value)
+    if value is not None and (tag := value.__struct_config__.tag_field) is not None:
+        del told[tag]
     return as_json({"ok": True, **told}, status)
 
 

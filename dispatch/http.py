@@ -1,14 +1,17 @@
 """The HTTP side of a node: its areas put together, and every error as a typed answer.
 
-One job: compose. What a path means stands in `endpoints`; here an exception becomes JSON with the
-right status, and what nobody foresaw becomes a 500 that says nothing and is logged.
+One job: what is the same for every endpoint. Each path is declared in `endpoints`; here it is seen
+to, once, that only its roles get in and only what is of its types; an exception becomes JSON with
+the right status, and what nobody foresaw becomes a 500 that says nothing and is logged.
 """
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import NoneType
 from typing import Any
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -16,7 +19,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from dispatch import exchange
-from dispatch.endpoints.area import Endpoint, Path
+from dispatch.auth import Identity
+from dispatch.core.types import Role
+from dispatch.endpoints.area import Asked, Path
 from dispatch.endpoints.booking import Bookings
 from dispatch.endpoints.credits import Credits
 from dispatch.endpoints.earnings import Earnings
@@ -28,7 +33,7 @@ from dispatch.endpoints.people import People
 from dispatch.endpoints.push import Push
 from dispatch.endpoints.sessions import Sessions
 from dispatch.endpoints.workshops import Workshops
-from dispatch.errors import Conflict, DispatchError
+from dispatch.errors import Conflict, DispatchError, Forbidden, NotAuthenticated
 from dispatch.node import Node
 
 log = logging.getLogger(__name__)
@@ -48,10 +53,13 @@ AREAS = (
 )
 
 
+Handler = Callable[[Request], Awaitable[Response]]
+
+
 def create_app(node: Node, lifespan: Any) -> Starlette:
     """The Starlette application of a node."""
     app = Starlette(
-        routes=_routes(path for area in AREAS for path in area(node).paths()),
+        routes=_routes(node, (path for area in AREAS for path in area(node).paths())),
         lifespan=lifespan,
         exception_handlers={
             DispatchError: _typed_error,
@@ -63,23 +71,71 @@ def create_app(node: Node, lifespan: Any) -> Starlette:
     return app
 
 
-def _routes(paths: Iterable[Path]) -> list[Route]:
+def _routes(node: Node, paths: Iterable[Path]) -> list[Route]:
     """One route a path, so that whoever asks with another method is told all that it has."""
-    by_path: defaultdict[str, dict[str, Endpoint]] = defaultdict(dict)
-    for method, path, endpoint in paths:
-        by_path[path][method] = endpoint
+    by_path: defaultdict[str, dict[str, Handler]] = defaultdict(dict)
+    for path in paths:
+        by_path[path.path][path.method] = _handler(node, path)
     return [
-        Route(path, _by_method(endpoints), methods=list(endpoints))
-        for path, endpoints in by_path.items()
+        Route(path, _by_method(handlers), methods=list(handlers))
+        for path, handlers in by_path.items()
     ]
 
 
-def _by_method(endpoints: Mapping[str, Endpoint]) -> Endpoint:
-    async def endpoint(request: Request) -> Response:
+def _by_method(handlers: Mapping[str, Handler]) -> Handler:
+    async def handle(request: Request) -> Response:
         method = "GET" if request.method == "HEAD" else request.method
-        return await endpoints[method](request)
+        return await handlers[method](request)
 
-    return endpoint
+    return handle
+
+
+def _handler(node: Node, path: Path) -> Handler:
+    """Does what the path's line says: who may, then what was sent, then the endpoint."""
+    read_body = _body_reader(path)
+
+    async def handle(request: Request) -> Response:
+        received_at = node.clock.now()
+        identity = await _caller(node, request, path.roles) if path.roles else None
+        body = await read_body(request)
+        query = None if path.query is None else exchange.query(request, path.query)
+        answer = await path.endpoint(Asked(request, received_at, identity, body, query))
+        if isinstance(answer, Response):
+            return answer
+        assert isinstance(answer, path.answer or NoneType), f"{path.path} answers {type(answer)}"
+        return exchange.ok(answer, path.status)
+
+    return handle
+
+
+async def _caller(node: Node, request: Request, roles: frozenset[Role]) -> Identity:
+    """Who asks; 401 without a good token, 403 in another role."""
+    token = exchange.bearer(request)
+    if not token:
+        raise NotAuthenticated("a bearer token is required")
+    identity = await node.authenticator.authenticate(token)
+    if identity.role not in roles:
+        raise Forbidden(f"not for the role {identity.role.value}")
+    return identity
+
+
+def _body_reader(path: Path) -> Callable[[Request], Awaitable[Any]]:
+    """Reads a body of the declared type; none is read where none is declared."""
+    if path.body is None:
+        return _no_body
+    if path.body is bytes:
+        return lambda request: exchange.raw_body(request, path.body_bytes)
+    decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(path.body)
+
+    async def read(request: Request) -> Any:
+        raw = await exchange.raw_body(request, path.body_bytes)
+        return exchange.body(raw or (b"{}" if path.body_optional else b""), decoder)
+
+    return read
+
+
+async def _no_body(request: Request) -> None:
+    return None
 
 
 async def _typed_error(request: Request, error: Exception) -> Response:

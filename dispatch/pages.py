@@ -11,6 +11,8 @@ from typing import Final
 
 from starlette.responses import HTMLResponse
 
+HTML: Final = "text/html; charset=utf-8"  # what HTMLResponse says
+
 _STYLE: Final = (
     "body{font:18px/1.5 system-ui,sans-serif;max-width:32rem;margin:20vh auto;padding:0 1rem;"
     "color:#1c2430;background:#f6f7f9}h1{font-size:1.6rem}"

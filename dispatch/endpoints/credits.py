@@ -1,12 +1,8 @@
 """What customers may spend instead of money, and what admins give them."""
 
-from starlette.requests import Request
-from starlette.responses import Response
-
 from dispatch import credits
-from dispatch.core.types import Role
-from dispatch.endpoints.area import Area, Path
-from dispatch.exchange import Page, body, ok, query
+from dispatch.endpoints.area import ADMIN, CUSTOMER, Area, Asked, Path
+from dispatch.exchange import Page
 
 
 class Credits(Area):
@@ -15,22 +11,33 @@ class Credits(Area):
     def paths(self) -> list[Path]:
         """Every path of the area."""
         return [
-            ("GET", "/api/customer/credits", self.statement),
-            ("POST", "/api/admin/credits", self.grant),
+            Path(
+                "GET",
+                "/api/customer/credits",
+                self.statement,
+                roles=CUSTOMER,
+                query=Page,
+                answer=credits.Statement,
+            ),
+            Path(
+                "POST",
+                "/api/admin/credits",
+                self.grant,
+                roles=ADMIN,
+                body=credits.Grant,
+                answer=credits.Granted,
+                status=201,
+                errors=("not_found", "already_granted"),
+            ),
         ]
 
-    async def statement(self, request: Request) -> Response:
+    async def statement(self, asked: Asked) -> credits.Statement:
         """The caller's balances, and a page of what has led to them."""
-        caller = await self.caller(request, Role.CUSTOMER)
-        page = query(request, Page)
-        return ok(
-            await credits.statement(
-                self.node.pool, caller.user_id, limit=page.limit, offset=page.offset
-            )
+        page: Page = asked.query
+        return await credits.statement(
+            self.node.pool, asked.caller.user_id, limit=page.limit, offset=page.offset
         )
 
-    async def grant(self, request: Request) -> Response:
+    async def grant(self, asked: Asked) -> credits.Granted:
         """Goodwill; 201, also when it is asked for again."""
-        caller = await self.caller(request, Role.ADMIN)
-        wanted = await body(request, credits.Grant)
-        return ok(await credits.grant(self.node.pool, caller.user_id, wanted), status=201)
+        return await credits.grant(self.node.pool, asked.caller.user_id, asked.body)

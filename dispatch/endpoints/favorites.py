@@ -3,13 +3,13 @@
 from uuid import UUID
 
 from msgspec import Struct
-from starlette.requests import Request
+from msgspec.structs import asdict
 from starlette.responses import Response
 
 from dispatch import favorites
-from dispatch.core.types import Role
-from dispatch.endpoints.area import Area, Path
-from dispatch.exchange import Page, body, ok, path_id, query
+from dispatch.core.types import Routing
+from dispatch.endpoints.area import CUSTOMER, Area, Asked, IntakeStarted, Path
+from dispatch.exchange import Page, ok
 
 
 class NewFavorite(Struct, frozen=True):
@@ -26,64 +26,104 @@ class Rebooking(Struct, frozen=True):
     wait_for_preferred: bool = False
 
 
+class Rebooked(IntakeStarted, frozen=True, kw_only=True, omit_defaults=True):
+    """A started intake, and what it was made of."""
+
+    plan: str
+    vehicle: str | None
+    concern: str | None
+    routing_type: Routing
+
+
 class Favorites(Area):
     """Whom a customer would like again."""
 
     def paths(self) -> list[Path]:
         """Every path of the area."""
         return [
-            ("GET", "/api/customer/favorites", self.favorites),
-            ("POST", "/api/customer/favorites", self.add_favorite),
-            ("DELETE", "/api/customer/favorites/{id}", self.remove_favorite),
-            ("POST", "/api/customer/rebook", self.rebook),
+            Path(
+                "GET",
+                "/api/customer/favorites",
+                self.favorites,
+                roles=CUSTOMER,
+                query=Page,
+                answer=favorites.Listing,
+            ),
+            Path(
+                "POST",
+                "/api/customer/favorites",
+                self.add_favorite,
+                roles=CUSTOMER,
+                body=NewFavorite,
+                answer=favorites.Added,
+                status=201,
+                also=(200,),
+                errors=("not_found", "mechanic_gone", "too_many_favorites"),
+            ),
+            Path(
+                "DELETE",
+                "/api/customer/favorites/{id}",
+                self.remove_favorite,
+                roles=CUSTOMER,
+            ),
+            Path(
+                "POST",
+                "/api/customer/rebook",
+                self.rebook,
+                roles=CUSTOMER,
+                body=Rebooking,
+                answer=Rebooked,
+                status=201,
+                errors=(
+                    "not_found",
+                    "mechanic_gone",
+                    "no_earlier_session",
+                    "active_session_exists",
+                    "plan_gone",
+                ),
+            ),
         ]
 
-    async def favorites(self, request: Request) -> Response:
+    async def favorites(self, asked: Asked) -> favorites.Listing:
         """The caller's own, a page of them, the most booked first."""
-        caller = await self.caller(request, Role.CUSTOMER)
-        page = query(request, Page)
+        page: Page = asked.query
         node = self.node
-        listing = await favorites.listing(
+        return await favorites.listing(
             node.pool,
             node.mechanics,
-            caller.user_id,
+            asked.caller.user_id,
             limit=page.limit,
             offset=page.offset,
             capacity=node.config.mechanic_capacity,
         )
-        return ok(listing)
 
-    async def add_favorite(self, request: Request) -> Response:
-        """201 for a new one, 200 for one that was there."""
-        caller = await self.caller(request, Role.CUSTOMER)
-        form = await body(request, NewFavorite)
+    async def add_favorite(self, asked: Asked) -> Response:
+        """Remembers a provider: 201 for a new favourite, 200 for one that was there."""
+        form: NewFavorite = asked.body
         added, is_new = await favorites.add(
-            self.node.pool, caller.user_id, form.provider_id, form.provider_type
+            self.node.pool, asked.caller.user_id, form.provider_id, form.provider_type
         )
         return ok(added, status=201 if is_new else 200)
 
-    async def remove_favorite(self, request: Request) -> Response:
-        """By the provider's id."""
-        caller = await self.caller(request, Role.CUSTOMER)
-        await favorites.remove(self.node.pool, caller.user_id, path_id(request))
-        return ok()
+    async def remove_favorite(self, asked: Asked) -> None:
+        """Forgets a favourite, by the provider's id."""
+        await favorites.remove(self.node.pool, asked.caller.user_id, asked.id)
 
-    async def rebook(self, request: Request) -> Response:
+    async def rebook(self, asked: Asked) -> Rebooked:
         """An intake made of the last session with a provider, and what it was made of."""
-        received_at = self.node.clock.now()
-        caller = await self.caller(request, Role.CUSTOMER)
-        asked = await body(request, Rebooking)
+        customer_id = asked.caller.user_id
+        wanted: Rebooking = asked.body
         form = await favorites.rebooking(
             self.node.pool,
-            caller.user_id,
-            asked.provider_id,
-            wait_for_preferred=asked.wait_for_preferred,
+            customer_id,
+            wanted.provider_id,
+            wait_for_preferred=wanted.wait_for_preferred,
         )
-        answer = await self.start(caller.user_id, form, received_at)
-        answer |= {
-            "plan": form.plan,
-            "vehicle": form.vehicle,
-            "concern": form.concern,
-            "routing_type": form.routing_type,
-        }
-        return ok(answer, status=201)
+        started = await self.start(customer_id, form, asked.received_at)
+        return Rebooked(
+            **asdict(started),
+            plan=form.plan,
+            vehicle=form.vehicle,
+            concern=form.concern,
+            routing_type=form.routing_type,
+        )

@@ -3,16 +3,11 @@
 import time
 from typing import Final
 
-from starlette.requests import Request
-from starlette.responses import Response
-
-from dispatch.core.types import Role
-from dispatch.endpoints.area import Area, Path
+from dispatch.endpoints.area import MECHANIC, Area, Asked, Path
 from dispatch.errors import RateLimited
-from dispatch.exchange import ok
 from dispatch.node import Node
 from dispatch.ratelimit import KeyedRate
-from dispatch.why_no_offers import why_no_offers
+from dispatch.why_no_offers import Answer, why_no_offers
 
 WHY_PER_MINUTE: Final = 20  # each costs Postgres up to 20 ms
 
@@ -26,15 +21,24 @@ class Mechanics(Area):
 
     def paths(self) -> list[Path]:
         """Every path of the area."""
-        return [("GET", "/api/mechanic/why-no-offers", self.why_no_offers)]
+        return [
+            Path(
+                "GET",
+                "/api/mechanic/why-no-offers",
+                self.why_no_offers,
+                roles=MECHANIC,
+                answer=Answer,
+                errors=("not_found", "rate_limited"),
+            )
+        ]
 
-    async def why_no_offers(self, request: Request) -> Response:
+    async def why_no_offers(self, asked: Asked) -> Answer:
         """What keeps her from offers, what is open, and what she was offered of late (R9)."""
-        caller = await self.caller(request, Role.MECHANIC)
+        caller = asked.caller
         if not self._why_rate.take(caller.user_id, time.monotonic()):
             raise RateLimited("asked too often; try again in a few seconds")
         node = self.node
-        answer = await why_no_offers(
+        return await why_no_offers(
             node.store,
             node.presence,
             node.board,
@@ -42,4 +46,3 @@ class Mechanics(Area):
             capacity=node.config.mechanic_capacity,
             now=node.clock.now(),
         )
-        return ok(answer)

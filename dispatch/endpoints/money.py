@@ -6,18 +6,15 @@ from typing import Annotated, Final
 from uuid import UUID
 
 from msgspec import Meta, Struct
-from starlette.requests import Request
 from starlette.responses import Response
 
 from dispatch import connect, payouts
 from dispatch.connect import Payee
-from dispatch.core.types import Role
 from dispatch.database import Pool
-from dispatch.endpoints.area import Area, Path
+from dispatch.endpoints.area import ADMIN, MECHANIC, WORKSHOP, Area, Asked, Path
 from dispatch.errors import BadRequest, RateLimited
-from dispatch.exchange import ok, optional_body, query
 from dispatch.node import Node
-from dispatch.pages import page
+from dispatch.pages import HTML, page
 from dispatch.ratelimit import KeyedRate
 
 # Each asks Stripe once or twice.
@@ -51,37 +48,66 @@ class Money(Area):
     def paths(self) -> list[Path]:
         """Every path of the area."""
         return [
-            ("POST", "/api/workshop/stripe/onboard", self.onboard_workshop),
-            ("POST", "/api/mechanic/stripe/onboard", self.onboard_mechanic),
-            ("GET", "/connect/return", self.connect_return),
-            ("GET", "/connect/refresh", self.connect_refresh),
-            ("POST", "/api/admin/payouts/run", self.run_payouts),
-            ("GET", "/api/admin/payouts", self.payouts),
+            Path(
+                "POST",
+                "/api/workshop/stripe/onboard",
+                self.onboard_workshop,
+                roles=WORKSHOP,
+                answer=connect.Onboarding,
+                errors=("not_found", "rate_limited", "payment_failed"),
+            ),
+            Path(
+                "POST",
+                "/api/mechanic/stripe/onboard",
+                self.onboard_mechanic,
+                roles=MECHANIC,
+                answer=connect.Onboarding,
+                errors=("not_found", "rate_limited", "payment_failed"),
+            ),
+            Path("GET", "/connect/return", self.connect_return, media=HTML),
+            Path("GET", "/connect/refresh", self.connect_refresh, media=HTML),
+            Path(
+                "POST",
+                "/api/admin/payouts/run",
+                self.run_payouts,
+                roles=ADMIN,
+                body=Run,
+                body_optional=True,
+                answer=payouts.Report,
+                errors=("not_found",),
+            ),
+            Path(
+                "GET",
+                "/api/admin/payouts",
+                self.payouts,
+                roles=ADMIN,
+                query=Listed,
+                answer=payouts.Listing,
+            ),
         ]
 
-    async def onboard_workshop(self, request: Request) -> Response:
+    async def onboard_workshop(self, asked: Asked) -> connect.Onboarding:
         """To Stripe's page where a member sets up the workshop's account (M3)."""
-        return await self._onboard(request, Role.WORKSHOP, connect.workshop_of)
+        return await self._onboard(asked.caller.user_id, connect.workshop_of)
 
-    async def onboard_mechanic(self, request: Request) -> Response:
+    async def onboard_mechanic(self, asked: Asked) -> connect.Onboarding:
         """To Stripe's page where a mechanic sets up her own account, also one of a workshop."""
-        return await self._onboard(request, Role.MECHANIC, connect.mechanic)
+        return await self._onboard(asked.caller.user_id, connect.mechanic)
 
     async def _onboard(
-        self, request: Request, role: Role, payee_of: Callable[[Pool, UUID], Awaitable[Payee]]
-    ) -> Response:
-        caller = await self.caller(request, role)
+        self, user_id: UUID, payee_of: Callable[[Pool, UUID], Awaitable[Payee]]
+    ) -> connect.Onboarding:
         node = self.node
-        payee = await payee_of(node.pool, caller.user_id)
+        payee = await payee_of(node.pool, user_id)
         if payee.id in self._onboarding or not self._rate.take(payee.id, time.monotonic()):
             raise RateLimited("asked too often; try again in a minute")
         self._onboarding.add(payee.id)
         try:
-            return ok(await connect.onboard(node.pool, node.stripe, node.config, payee))
+            return await connect.onboard(node.pool, node.stripe, node.config, payee)
         finally:
             self._onboarding.discard(payee.id)
 
-    async def connect_return(self, request: Request) -> Response:
+    async def connect_return(self, asked: Asked) -> Response:
         """Where Stripe leads whoever leaves its page, done or not. Only Stripe says which."""
         return page(
             "Welcome back",
@@ -90,7 +116,7 @@ class Money(Area):
             "again.",
         )
 
-    async def connect_refresh(self, request: Request) -> Response:
+    async def connect_refresh(self, asked: Asked) -> Response:
         """Where Stripe leads whoever comes with a link that was used before or is too old."""
         return page(
             "This link is used up",
@@ -98,28 +124,25 @@ class Money(Area):
             "up payouts there again; what you entered is kept.",
         )
 
-    async def run_payouts(self, request: Request) -> Response:
+    async def run_payouts(self, asked: Asked) -> payouts.Report:
         """Pays out now what is owed (M3): to everybody, to a workshop or to a mechanic."""
-        caller = await self.caller(request, Role.ADMIN)
-        asked = await optional_body(request, Run)
-        if asked.workshop_id is not None and asked.mechanic_id is not None:
+        wanted: Run = asked.body
+        if wanted.workshop_id is not None and wanted.mechanic_id is not None:
             raise BadRequest("either workshop_id or mechanic_id, not both")
         node = self.node
         try:
-            report = await payouts.run(
+            return await payouts.run(
                 node.pool,
                 cause="hand",
-                minimum_cents=asked.minimum_cents or node.config.payout_minimum_cents,
-                created_by=caller.user_id,
-                workshop_id=asked.workshop_id,
-                mechanic_id=asked.mechanic_id,
+                minimum_cents=wanted.minimum_cents or node.config.payout_minimum_cents,
+                created_by=asked.caller.user_id,
+                workshop_id=wanted.workshop_id,
+                mechanic_id=wanted.mechanic_id,
             )
         finally:
             node.outbox.wake()  # also of a run that was broken off something may have been made
-        return ok(report)
 
-    async def payouts(self, request: Request) -> Response:
+    async def payouts(self, asked: Asked) -> payouts.Listing:
         """Payouts, the newest first."""
-        await self.caller(request, Role.ADMIN)
-        asked = query(request, Listed)
-        return ok(await payouts.listing(self.node.pool, asked.status, asked.limit, asked.offset))
+        wanted: Listed = asked.query
+        return await payouts.listing(self.node.pool, wanted.status, wanted.limit, wanted.offset)

@@ -3,16 +3,16 @@
 import hmac
 import ipaddress
 from typing import Annotated
+from uuid import UUID
 
 from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
 from dispatch import explain, fairness, handshake
-from dispatch.core.types import Role
-from dispatch.endpoints.area import Area, Path
+from dispatch.endpoints.area import ADMIN, Area, Asked, Path
 from dispatch.errors import Forbidden, NotAuthenticated
-from dispatch.exchange import bearer, error, ok, path_id, query
+from dispatch.exchange import bearer, error
 from dispatch.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
 
 
@@ -29,49 +29,78 @@ class Window(Struct, frozen=True):
     hours: Annotated[int, Meta(ge=1, le=fairness.MAX_HOURS)] = fairness.HOURS
 
 
+class Health(Struct, frozen=True):
+    """`GET /healthz`."""
+
+    node_id: UUID
+
+
+class Readiness(Struct, frozen=True):
+    """`GET /readyz` of a node that can serve: what it does without (`redis`, `bus`)."""
+
+    degraded: list[str]
+
+
 class Operators(Area):
     """For admins and for monitoring."""
 
     def paths(self) -> list[Path]:
         """Every path of the area."""
         return [
-            ("GET", "/api/admin/requests/{id}/explain", self.explain),
-            ("GET", "/api/admin/mechanics/{id}/fairness", self.fairness),
-            ("GET", "/healthz", self.health),
-            ("GET", "/readyz", self.readiness),
-            ("GET", "/metrics", self.metrics),
+            Path(
+                "GET",
+                "/api/admin/requests/{id}/explain",
+                self.explain,
+                roles=ADMIN,
+                query=Candidates,
+                answer=explain.Explanation,
+            ),
+            Path(
+                "GET",
+                "/api/admin/mechanics/{id}/fairness",
+                self.fairness,
+                roles=ADMIN,
+                query=Window,
+                answer=fairness.Fairness,
+            ),
+            Path("GET", "/healthz", self.health, answer=Health),
+            Path("GET", "/readyz", self.readiness, answer=Readiness, errors=("not_ready",)),
+            Path(
+                "GET",
+                "/metrics",
+                self.metrics,
+                media=METRICS_CONTENT_TYPE,
+                errors=("not_authenticated", "forbidden"),
+            ),
         ]
 
-    async def explain(self, request: Request) -> Response:
+    async def explain(self, asked: Asked) -> explain.Explanation:
         """Why a request went as it did, candidate by candidate (R9)."""
-        await self.caller(request, Role.ADMIN)
-        part = query(request, Candidates)
+        part: Candidates = asked.query
         policy = self.node.config.policy()
-        explanation = await explain.explanation(
-            self.node.pool, path_id(request), policy, limit=part.limit, offset=part.offset
+        return await explain.explanation(
+            self.node.pool, asked.id, policy, limit=part.limit, offset=part.offset
         )
-        return ok(explanation)
 
-    async def fairness(self, request: Request) -> Response:
+    async def fairness(self, asked: Asked) -> fairness.Fairness:
         """Whether a mechanic is treated as the others are."""
-        await self.caller(request, Role.ADMIN)
-        hours = query(request, Window).hours
-        return ok(await fairness.fairness(self.node.pool, path_id(request), hours))
+        window: Window = asked.query
+        return await fairness.fairness(self.node.pool, asked.id, window.hours)
 
-    async def health(self, request: Request) -> Response:
+    async def health(self, asked: Asked) -> Health:
         """This process answers."""
-        return ok({"node_id": self.node.node_id})
+        return Health(self.node.node_id)
 
-    async def readiness(self, request: Request) -> Response:
+    async def readiness(self, asked: Asked) -> Readiness | Response:
         """503 without Postgres or while draining; 200 with what is degraded otherwise."""
         if not await self.node.is_ready():
             reason = "draining" if self.node.gateway.draining else "postgres"
             return error(503, "not_ready", f"not ready: {reason}")
-        return ok({"degraded": self.node.degraded()})
+        return Readiness(self.node.degraded())
 
-    async def metrics(self, request: Request) -> Response:
+    async def metrics(self, asked: Asked) -> Response:
         """Prometheus's text, for who has the token; without one configured, from loopback."""
-        self._may_read_metrics(request)
+        self._may_read_metrics(asked.request)
         headers = handshake.JSON_HEADERS | {"content-type": METRICS_CONTENT_TYPE}
         return Response(self.node.metrics.render(), headers=headers)
 

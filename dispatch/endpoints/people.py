@@ -1,17 +1,15 @@
 """Logging in and out, signing up, and whether a mechanic is there."""
 
-from typing import Annotated
+from typing import Annotated, Literal
+from uuid import UUID
 
 from msgspec import Meta, Struct
-from starlette.requests import Request
-from starlette.responses import Response
 
 from dispatch import people
 from dispatch.auth import Identity
 from dispatch.core.types import Role
-from dispatch.endpoints.area import Area, Path
+from dispatch.endpoints.area import CUSTOMER, EVERY_ROLE, Area, Asked, Path
 from dispatch.errors import NotFound
-from dispatch.exchange import body, fields, ok, path_id
 
 
 class LogIn(Struct, frozen=True):
@@ -29,55 +27,100 @@ class SignUp(Struct, frozen=True):
     password: Annotated[str, Meta(max_length=200)]
 
 
+class MechanicStatus(Struct, frozen=True, kw_only=True):
+    """A mechanic as a customer may see her before booking."""
+
+    mechanic_id: UUID
+    name: str
+    presence: Literal["online", "offline", "unknown"]
+    is_online: bool
+    available: bool
+    reachable_by_push: bool
+    last_seen: str | None
+
+
 class People(Area):
     """Accounts."""
 
     def paths(self) -> list[Path]:
         """Every path of the area."""
         return [
-            ("POST", "/api/auth/login", self.log_in),
-            ("POST", "/api/auth/refresh", self.refresh),
-            ("POST", "/api/auth/logout", self.log_out),
-            ("POST", "/api/customer/signup", self.sign_up_customer),
-            ("GET", "/api/mechanics/{id}/status", self.mechanic_status),
+            Path(
+                "POST",
+                "/api/auth/login",
+                self.log_in,
+                body=LogIn,
+                answer=people.LoggedIn,
+                errors=("not_authenticated", "rate_limited"),
+            ),
+            Path(
+                "POST",
+                "/api/auth/refresh",
+                self.refresh,
+                roles=EVERY_ROLE,
+                answer=people.LoggedIn,
+            ),
+            Path("POST", "/api/auth/logout", self.log_out, roles=EVERY_ROLE),
+            Path(
+                "POST",
+                "/api/customer/signup",
+                self.sign_up_customer,
+                body=SignUp,
+                answer=people.LoggedIn,
+                status=201,
+                errors=("email_taken",),
+            ),
+            Path(
+                "GET",
+                "/api/mechanics/{id}/status",
+                self.mechanic_status,
+                roles=CUSTOMER,
+                answer=MechanicStatus,
+                errors=("mechanic_gone",),
+            ),
         ]
 
-    async def log_in(self, request: Request) -> Response:
+    async def log_in(self, asked: Asked) -> people.LoggedIn:
         """A token for an e-mail and a password."""
-        form = await body(request, LogIn)
+        form: LogIn = asked.body
         node = self.node
-        logged_in = await people.log_in(
+        return await people.log_in(
             node.pool, node.config.jwt_secret, node.login_rate, form.email, form.password
         )
-        return ok(logged_in)
 
-    async def refresh(self, request: Request) -> Response:
+    async def refresh(self, asked: Asked) -> people.LoggedIn:
         """A new token for a present one."""
-        caller = await self.caller(request)
-        return ok(people.refresh(self.node.config.jwt_secret, caller))
+        return people.refresh(self.node.config.jwt_secret, asked.caller)
 
-    async def log_out(self, request: Request) -> Response:
+    async def log_out(self, asked: Asked) -> None:
         """Revokes every token of the caller and closes her sockets on every node."""
-        caller = await self.caller(request)
-        epoch = await people.log_out(self.node.pool, caller.user_id)
-        self.node.revoke(caller.user_id, epoch)
-        return ok()
+        user_id = asked.caller.user_id
+        epoch = await people.log_out(self.node.pool, user_id)
+        self.node.revoke(user_id, epoch)
 
-    async def sign_up_customer(self, request: Request) -> Response:
+    async def sign_up_customer(self, asked: Asked) -> people.LoggedIn:
         """A new customer, logged in."""
-        form = await body(request, SignUp)
+        form: SignUp = asked.body
         user_id = await people.sign_up_customer(
             self.node.pool, form.name, form.email, form.password
         )
         newcomer = Identity(user_id, Role.CUSTOMER, 0, 0.0)
-        return ok(people.refresh(self.node.config.jwt_secret, newcomer), status=201)
+        return people.refresh(self.node.config.jwt_secret, newcomer)
 
-    async def mechanic_status(self, request: Request) -> Response:
+    async def mechanic_status(self, asked: Asked) -> MechanicStatus:
         """Whether a mechanic is there (F2)."""
-        await self.caller(request, Role.CUSTOMER)
         try:
-            mechanic_id = path_id(request)
+            mechanic_id = asked.id
         except NotFound:
             raise NotFound("this mechanic is gone", code="mechanic_gone") from None
         status = await self.node.mechanics.status(mechanic_id)
-        return ok({"last_seen": None, **fields(status.frame()), "name": status.name})
+        frame = status.frame()
+        return MechanicStatus(
+            mechanic_id=frame.mechanic_id,
+            name=status.name,
+            presence=frame.presence,
+            is_online=frame.is_online,
+            available=frame.available,
+            reachable_by_push=frame.reachable_by_push,
+            last_seen=frame.last_seen,
+        )

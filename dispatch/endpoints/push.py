@@ -4,20 +4,26 @@ import time
 from typing import Final
 from uuid import UUID
 
-from starlette.requests import Request
+from msgspec import Struct
 from starlette.responses import Response
 
 from dispatch import push
-from dispatch.core.types import Role
-from dispatch.endpoints.area import Area, Path
+from dispatch.endpoints.area import MECHANIC, Area, Asked, Path
 from dispatch.errors import NotConfigured, RateLimited
-from dispatch.exchange import body, ok, path_id
+from dispatch.exchange import ok
 from dispatch.node import Node
 from dispatch.push_client import WebPush
 from dispatch.ratelimit import KeyedRate
 
 # Each may look up a name that she chose.
 SUBSCRIPTIONS_PER_MINUTE: Final = 12
+
+
+class Devices(Struct, frozen=True):
+    """`GET /api/push/subscriptions`; the key is what a browser is to subscribe with."""
+
+    application_server_key: str
+    subscriptions: list[push.Subscription]
 
 
 class Push(Area):
@@ -31,23 +37,44 @@ class Push(Area):
     def paths(self) -> list[Path]:
         """Every path of the area."""
         return [
-            ("GET", "/api/push/subscriptions", self.subscriptions),
-            ("POST", "/api/push/subscriptions", self.subscribe),
-            ("DELETE", "/api/push/subscriptions/{id}", self.unsubscribe),
+            Path(
+                "GET",
+                "/api/push/subscriptions",
+                self.subscriptions,
+                roles=MECHANIC,
+                answer=Devices,
+                errors=("not_configured",),
+            ),
+            Path(
+                "POST",
+                "/api/push/subscriptions",
+                self.subscribe,
+                roles=MECHANIC,
+                body=push.SubscriptionForm,
+                answer=push.Subscription,
+                status=201,
+                also=(200,),
+                errors=("not_configured", "not_found", "rate_limited"),
+            ),
+            Path(
+                "DELETE",
+                "/api/push/subscriptions/{id}",
+                self.unsubscribe,
+                roles=MECHANIC,
+                errors=("not_configured",),
+            ),
         ]
 
-    async def subscriptions(self, request: Request) -> Response:
+    async def subscriptions(self, asked: Asked) -> Devices:
         """Her devices, and the key that a browser needs to subscribe."""
-        caller = await self.caller(request, Role.MECHANIC)
         key = self._web_push().application_server_key
-        devices = await push.subscriptions(self.node.pool, caller.user_id)
-        return ok({"application_server_key": key, "subscriptions": devices})
+        return Devices(key, await push.subscriptions(self.node.pool, asked.caller.user_id))
 
-    async def subscribe(self, request: Request) -> Response:
+    async def subscribe(self, asked: Asked) -> Response:
         """Keeps a device: 201 for a new one, 200 for one that is hers already."""
-        caller = await self.caller(request, Role.MECHANIC)
+        caller = asked.caller
         guard = self._web_push().guard
-        form = await body(request, push.SubscriptionForm)
+        form: push.SubscriptionForm = asked.body
         busy = caller.user_id in self._subscribing
         if busy or not self._rate.take(caller.user_id, time.monotonic()):
             raise RateLimited("too many subscriptions; try again in a minute")
@@ -59,13 +86,12 @@ class Push(Area):
         self.node.devices_changed(caller.user_id)
         return ok(device, status=201 if is_new else 200)
 
-    async def unsubscribe(self, request: Request) -> Response:
+    async def unsubscribe(self, asked: Asked) -> None:
         """Forgets one of her devices."""
-        caller = await self.caller(request, Role.MECHANIC)
+        user_id = asked.caller.user_id
         self._web_push()
-        await push.unsubscribe(self.node.pool, caller.user_id, path_id(request))
-        self.node.devices_changed(caller.user_id)
-        return ok()
+        await push.unsubscribe(self.node.pool, user_id, asked.id)
+        self.node.devices_changed(user_id)
 
     def _web_push(self) -> WebPush:
         if self.node.web_push is None:

@@ -1,15 +1,15 @@
 """The session itself: who takes part enters, reads and leaves it."""
 
+from typing import Final
 from uuid import UUID
 
 from msgspec import Struct
-from starlette.requests import Request
-from starlette.responses import Response
 
 from dispatch.auth import Identity
-from dispatch.core.types import Role
-from dispatch.endpoints.area import Area, Path
-from dispatch.exchange import body, path_id
+from dispatch.endpoints.area import PARTICIPANTS, Area, Asked, Path
+from dispatch.protocol import SessionState
+
+CANNOT_JOIN: Final = ("already_joined", "not_open", "session_ended", "waiver_required")
 
 
 class SessionRef(Struct, frozen=True):
@@ -24,34 +24,61 @@ class Sessions(Area):
     def paths(self) -> list[Path]:
         """Every path of the area."""
         return [
-            ("GET", "/api/sessions/{id}", self.session),
-            ("POST", "/api/sessions/{id}/join", self.join_session),
-            ("POST", "/api/admin/sessions/join", self.join_named_session),
-            ("POST", "/api/sessions/{id}/end", self.end_session),
+            Path(
+                "GET",
+                "/api/sessions/{id}",
+                self.session,
+                roles=PARTICIPANTS,
+                answer=SessionState,
+            ),
+            Path(
+                "POST",
+                "/api/sessions/{id}/join",
+                self.join_session,
+                roles=PARTICIPANTS,
+                answer=SessionState,
+                errors=CANNOT_JOIN,
+            ),
+            Path(
+                "POST",
+                "/api/admin/sessions/join",
+                self.join_named_session,
+                roles=PARTICIPANTS,
+                body=SessionRef,
+                answer=SessionState,
+                errors=("not_found", *CANNOT_JOIN),
+            ),
+            Path(
+                "POST",
+                "/api/sessions/{id}/end",
+                self.end_session,
+                roles=PARTICIPANTS,
+                answer=SessionState,
+                errors=("not_open",),
+            ),
         ]
 
-    async def session(self, request: Request) -> Response:
+    async def session(self, asked: Asked) -> SessionState:
         """The frame `session.status` for a participant."""
-        caller = await self.caller(request, Role.CUSTOMER, Role.MECHANIC)
-        entry = await self.node.dispatcher.participant_entry(caller.user_id, path_id(request))
+        caller = asked.caller
+        entry = await self.node.dispatcher.participant_entry(caller.user_id, asked.id)
         return self.session_state(entry, caller)
 
-    async def join_session(self, request: Request) -> Response:
+    async def join_session(self, asked: Asked) -> SessionState:
         """Enters a session; a mechanic on a pending one accepts and joins."""
-        caller = await self.caller(request, Role.CUSTOMER, Role.MECHANIC)
-        return await self._join(caller, path_id(request))
+        return await self._join(asked.caller, asked.id)
 
-    async def join_named_session(self, request: Request) -> Response:
-        """The same with the session in the body."""
-        caller = await self.caller(request, Role.CUSTOMER, Role.MECHANIC)
-        return await self._join(caller, (await body(request, SessionRef)).session_id)
+    async def join_named_session(self, asked: Asked) -> SessionState:
+        """Enters the session that the body names; a mechanic on a pending one accepts and joins."""
+        wanted: SessionRef = asked.body
+        return await self._join(asked.caller, wanted.session_id)
 
-    async def end_session(self, request: Request) -> Response:
+    async def end_session(self, asked: Asked) -> SessionState:
         """Leaves a session for good; idempotent."""
-        caller = await self.caller(request, Role.CUSTOMER, Role.MECHANIC)
-        entry = await self.node.dispatcher.end(caller.user_id, path_id(request))
+        caller = asked.caller
+        entry = await self.node.dispatcher.end(caller.user_id, asked.id)
         return self.session_state(entry, caller)
 
-    async def _join(self, caller: Identity, session_id: UUID) -> Response:
+    async def _join(self, caller: Identity, session_id: UUID) -> SessionState:
         entry = await self.node.dispatcher.join(caller.user_id, caller.role, session_id)
         return self.session_state(entry, caller)

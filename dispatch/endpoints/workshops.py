@@ -1,11 +1,8 @@
 """What anybody may see of workshops."""
 
-from starlette.requests import Request
-from starlette.responses import Response
-
 from dispatch import workshops
-from dispatch.endpoints.area import Area, Path
-from dispatch.exchange import Page, ok, query
+from dispatch.endpoints.area import Area, Asked, Path
+from dispatch.exchange import Page
 from dispatch.node import Node
 
 
@@ -18,9 +15,17 @@ class Workshops(Area):
 
     def paths(self) -> list[Path]:
         """Every path of the area."""
-        return [("GET", "/api/workshops/directory", self.directory)]
+        return [
+            Path(
+                "GET",
+                "/api/workshops/directory",
+                self.directory,
+                query=Page,
+                answer=workshops.DirectoryPage,
+            )
+        ]
 
-    async def directory(self, request: Request) -> Response:
+    async def directory(self, asked: Asked) -> workshops.DirectoryPage:
         """A page of the workshops that have somebody free now; for anybody, without a token."""
-        part = query(request, Page)
-        return ok(await self._directory.page(part.limit, part.offset))
+        part: Page = asked.query
+        return await self._directory.page(part.limit, part.offset)
