@@ -6,7 +6,6 @@ One job: translate. Pure functions of an entry and a moment; imports the core, `
 
 from datetime import datetime
 from typing import Final, Literal
-from uuid import UUID
 
 from dispatch.core import messages, routing
 from dispatch.core.types import RequestStatus, Role, SessionStatus, Stage
@@ -99,9 +98,9 @@ def session_state(entry: Entry, viewer: Role, now: datetime, re: str | None = No
     booking = entry.booking
     completed = booking.session_status is SessionStatus.COMPLETED
     ended = booking.session_status in (SessionStatus.COMPLETED, SessionStatus.CANCELLED)
-    ended_by: UUID | Literal["system"] | None = None
+    ended_by: str | None = None
     if ended:
-        ended_by = booking.ended_by or "system"
+        ended_by = str(booking.ended_by or "system")
     return SessionState(
         re=re,
         session_id=booking.session_id,

@@ -269,7 +269,7 @@ class RequestState(ServerFrame, frozen=True, tag="request.status"):
 
 
 class SessionState(ServerFrame, frozen=True, tag="session.status"):
-    """The frame `session.status`."""
+    """The frame `session.status`. `ended_by` is a participant's id, or `system`."""
 
     session_id: UUID
     version: int
@@ -278,7 +278,7 @@ class SessionState(ServerFrame, frozen=True, tag="session.status"):
     server_time: str
     started_at: str | None = None
     ends_at: str | None = None
-    ended_by: UUID | Literal["system"] | None = None
+    ended_by: str | None = None
     prompt: Literal["favorite", "rate"] | None = None
 
 
@@ -321,7 +321,11 @@ class MechanicPresence(ServerFrame, frozen=True, tag="mechanic.presence"):
     last_seen: str | None = None
 
 
-class MechanicSnapshot(Struct, frozen=True, kw_only=True):
+class Snapshot(Struct, frozen=True, kw_only=True):
+    """The whole truth for one client; there is one kind for each role."""
+
+
+class MechanicSnapshot(Snapshot, frozen=True, kw_only=True):
     available: bool
     offers: list[Offer]
     more_offers: bool
@@ -335,7 +339,7 @@ class Favorite(Struct, frozen=True, kw_only=True):
     most_booked: bool
 
 
-class CustomerSnapshot(Struct, frozen=True, kw_only=True):
+class CustomerSnapshot(Snapshot, frozen=True, kw_only=True):
     requests: list[RequestState]
     sessions: list[SessionState]
     favorites: list[Favorite]
@@ -351,7 +355,7 @@ class WorkshopMechanic(Struct, frozen=True, kw_only=True):
     available: bool
 
 
-class WorkshopSnapshot(Struct, frozen=True, kw_only=True):
+class WorkshopSnapshot(Snapshot, frozen=True, kw_only=True):
     mechanics: list[WorkshopMechanic]
     sessions: list[SessionState]
     more_mechanics: bool
@@ -363,7 +367,7 @@ class NodeState(Struct, frozen=True, kw_only=True):
     clients: int
 
 
-class AdminSnapshot(Struct, frozen=True, kw_only=True):
+class AdminSnapshot(Snapshot, frozen=True, kw_only=True):
     requests: list[RequestState]
     more_requests: bool
     nodes: list[NodeState]
@@ -376,7 +380,7 @@ class Welcome(ServerFrame, frozen=True, tag="welcome"):
     node_id: UUID
     server_time: str
     heartbeat_seconds: float
-    snapshot: MechanicSnapshot | CustomerSnapshot | WorkshopSnapshot | AdminSnapshot
+    snapshot: Snapshot
 
 
 class Pong(ServerFrame, frozen=True, tag="pong"):
