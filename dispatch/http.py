@@ -9,7 +9,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import NoneType
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from starlette.applications import Starlette
@@ -21,9 +21,10 @@ from starlette.routing import Route
 from dispatch import exchange
 from dispatch.auth import Identity
 from dispatch.core.types import Role
-from dispatch.endpoints.area import Asked, Path
+from dispatch.endpoints.area import Area, Asked, Path
 from dispatch.endpoints.booking import Bookings
 from dispatch.endpoints.credits import Credits
+from dispatch.endpoints.documents import Documents
 from dispatch.endpoints.earnings import Earnings
 from dispatch.endpoints.favorites import Favorites
 from dispatch.endpoints.mechanics import Mechanics
@@ -38,7 +39,7 @@ from dispatch.node import Node
 
 log = logging.getLogger(__name__)
 
-AREAS = (
+AREAS: Final[tuple[type[Area], ...]] = (
     People,
     Bookings,
     Credits,
@@ -52,14 +53,13 @@ AREAS = (
     Operators,
 )
 
-
 Handler = Callable[[Request], Awaitable[Response]]
 
 
 def create_app(node: Node, lifespan: Any) -> Starlette:
     """The Starlette application of a node."""
     app = Starlette(
-        routes=_routes(node, (path for area in AREAS for path in area(node).paths())),
+        routes=_routes(node, (path for area in areas(node) for path in area.paths())),
         lifespan=lifespan,
         exception_handlers={
             DispatchError: _typed_error,
@@ -69,6 +69,12 @@ def create_app(node: Node, lifespan: Any) -> Starlette:
     )
     app.router.redirect_slashes = False  # it would redirect to whatever Host the client named
     return app
+
+
+def areas(node: Node) -> list[Area]:
+    """Everything that is served, with what describes it."""
+    served = [area(node) for area in AREAS]
+    return [*served, Documents(node, served)]
 
 
 def _routes(node: Node, paths: Iterable[Path]) -> list[Route]:

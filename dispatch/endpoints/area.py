@@ -86,9 +86,10 @@ class Path(Struct, frozen=True):
     """One line of an area's table: all that may be said of an endpoint without calling it.
 
     `body` is the type of a JSON body, or `bytes` for a body that is taken as it comes, of at most
-    `body_bytes`; with `body_optional` none means an empty object. `answer` is the struct whose
-    fields stand beside `ok`; another `media` than JSON has none. `status` is that of success, or
-    `also` of these. `errors` are codes of `errors.STATUSES`, beyond those of every such path.
+    `body_bytes`; with `body_optional` none means an empty object. `headers` are those that it reads
+    beside the token. `answer` is the struct whose fields stand beside `ok`; another `media` than
+    JSON has none. `status` is that of success, or `also` of these. `errors` are codes of
+    `errors.STATUSES`, beyond those of every such path.
     """
 
     method: str
@@ -99,6 +100,7 @@ class Path(Struct, frozen=True):
     body_optional: bool = False
     body_bytes: int = MAX_BODY_BYTES
     query: type | None = None
+    headers: tuple[str, ...] = ()
     answer: type[Struct] | None = None
     media: str = JSON
     status: int = 200

@@ -111,6 +111,7 @@ class Bookings(Area):
                 self.stripe_webhook,
                 body=bytes,
                 body_bytes=MAX_WEBHOOK_BYTES,
+                headers=("stripe-signature",),
             ),
             Path("GET", "/checkout/success", self.checkout_success, query=ComingBack, media=HTML),
             Path("GET", "/checkout/cancel", self.checkout_cancel, media=HTML),
