@@ -362,6 +362,8 @@ CREATE TABLE sessions (
     started_at            timestamptz,
     ends_at               timestamptz,
     ended_by              uuid REFERENCES users,
+    summary               text CHECK (length(summary) <= 4000),  -- of the mechanic, for the customer
+    notes                 text CHECK (length(notes) <= 4000),    -- of the mechanic, never for the customer
     version               integer NOT NULL DEFAULT 1,
     created_at            timestamptz NOT NULL DEFAULT clock_timestamp(),
     CHECK (status NOT IN ('accepted', 'active') OR (mechanic_id IS NOT NULL AND mechanic_slot IS NOT NULL)),
@@ -558,6 +560,36 @@ CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON session_events
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON routing_decisions
     FOR EACH ROW EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON request_receipts
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+
+-- What the two in a session say to each other (S7): seq is 1, 2, 3 … of the session, in the order of
+-- the commits, so that who has seen a seq has seen all before it. Append-only; any text is only text.
+CREATE TABLE chat_messages (
+    id                uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    session_id        uuid NOT NULL REFERENCES sessions,
+    seq               integer NOT NULL CHECK (seq >= 1),
+    client_message_id uuid NOT NULL,
+    sender_id         uuid NOT NULL REFERENCES users,
+    sender_role       text NOT NULL CHECK (sender_role IN ('customer', 'mechanic')),
+    body              text NOT NULL CHECK (length(body) BETWEEN 1 AND 4000),
+    sent_at           timestamptz NOT NULL,
+    UNIQUE (session_id, seq),
+    UNIQUE (session_id, client_message_id)
+);
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON chat_messages
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+
+-- What a customer says of a session that was completed, once (S9).
+CREATE TABLE ratings (
+    session_id  uuid PRIMARY KEY REFERENCES sessions,
+    customer_id uuid NOT NULL REFERENCES customers,
+    mechanic_id uuid NOT NULL REFERENCES mechanics,
+    stars       integer NOT NULL CHECK (stars BETWEEN 1 AND 5),
+    review      text CHECK (length(review) BETWEEN 1 AND 2000),
+    created_at  timestamptz NOT NULL
+);
+CREATE INDEX ratings_mechanic_idx ON ratings (mechanic_id) INCLUDE (stars);
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON ratings
     FOR EACH ROW EXECUTE FUNCTION refuse_change();
 
 
@@ -848,7 +880,10 @@ SELECT b.request_id, b.session_id, b.customer_id, b.mechanic_id, b.status, b.ver
                'concern', i.concern,
                'mechanic_name', mu.name,
                'mechanic_workshop_id', m.workshop_id,
-               'mechanic_rating', m.rating),
+               'mechanic_rating', m.rating,
+               'is_favorite', EXISTS (SELECT 1 FROM favorites f WHERE f.customer_id = b.customer_id
+                                         AND f.provider_id = b.mechanic_id),
+               'is_rated', EXISTS (SELECT 1 FROM ratings g WHERE g.session_id = b.session_id)),
            'paid', EXISTS (SELECT 1 FROM payments pay WHERE pay.session_id = b.session_id)
                    OR EXISTS (SELECT 1 FROM credit_entries e
                                WHERE e.session_id = b.session_id AND e.account = 'session'
@@ -1439,6 +1474,109 @@ BEGIN
     END IF;
     RETURN NEXT;
 END $$;
+
+
+-- ---------------------------------------------------------------------------------------------
+-- What the two in a session say and write
+-- ---------------------------------------------------------------------------------------------
+
+-- Stores what a participant says, as the next of its session: `message` is that row. The session's row
+-- is the lock, so messages are visible in the order of their seq, and none comes after the end. The
+-- same client_message_id again, also after the end, gives the row that it made (`is_new` is false).
+-- Otherwise `refusal` says why nothing was stored: not_found (also for who takes no part in it),
+-- not_open, session_ended, or rate_limited where the session has p_most messages already.
+CREATE FUNCTION say_in_session(
+    p_session_id uuid, p_sender_id uuid, p_client_message_id uuid, p_body text, p_most integer
+) RETURNS TABLE (refusal text, is_new boolean, customer_id uuid, mechanic_id uuid, message chat_messages)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    s     sessions;
+    v_now timestamptz;
+BEGIN
+    SELECT * INTO s FROM sessions WHERE id = p_session_id
+       AND p_sender_id IN (customer_user_id, mechanic_id) FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        refusal := 'not_found';
+        RETURN NEXT;
+        RETURN;
+    END IF;
+    v_now := dispatch_now();
+    is_new := false;
+    customer_id := s.customer_user_id;
+    mechanic_id := s.mechanic_id;
+    SELECT * INTO message FROM chat_messages c
+     WHERE c.session_id = s.id AND c.client_message_id = p_client_message_id;
+    IF FOUND THEN
+        NULL;
+    ELSIF s.status IN ('scheduled', 'pending') THEN
+        refusal := 'not_open';
+    ELSIF s.status NOT IN ('accepted', 'active') OR s.ends_at <= v_now THEN
+        refusal := 'session_ended';
+    ELSE
+        message.seq := 1 + coalesce((SELECT max(c.seq) FROM chat_messages c WHERE c.session_id = s.id), 0);
+        IF message.seq > p_most THEN
+            refusal := 'rate_limited';
+        ELSE
+            is_new := true;
+            INSERT INTO chat_messages (session_id, seq, client_message_id, sender_id, sender_role, body,
+                                       sent_at)
+            VALUES (s.id, message.seq, p_client_message_id, p_sender_id,
+                    CASE p_sender_id WHEN s.customer_user_id THEN 'customer' ELSE 'mechanic' END,
+                    p_body, v_now)
+            RETURNING * INTO message;
+        END IF;
+    END IF;
+    RETURN NEXT;
+END $$;
+
+-- A customer rates her own completed session, once; the mechanic's rating is the mean of all of hers
+-- from the same moment on. Null when that was stored; otherwise why not: not_found, not_completed or
+-- already_rated.
+CREATE FUNCTION rate_session(p_session_id uuid, p_customer_id uuid, p_stars integer, p_review text)
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    s sessions;
+BEGIN
+    SELECT * INTO s FROM sessions WHERE id = p_session_id AND customer_user_id = p_customer_id
+       FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN 'not_found';
+    ELSIF s.status <> 'completed' THEN
+        RETURN 'not_completed';
+    END IF;
+    -- Before the mean is taken: that of two customers at once is taken of both.
+    PERFORM 1 FROM mechanics WHERE id = s.mechanic_id FOR NO KEY UPDATE;
+    INSERT INTO ratings (session_id, customer_id, mechanic_id, stars, review, created_at)
+    VALUES (s.id, p_customer_id, s.mechanic_id, p_stars, p_review, dispatch_now())
+    ON CONFLICT (session_id) DO NOTHING;
+    IF NOT FOUND THEN
+        RETURN 'already_rated';
+    END IF;
+    UPDATE mechanics m
+       SET rating = (SELECT round(avg(r.stars), 2) FROM ratings r WHERE r.mechanic_id = m.id)
+     WHERE m.id = s.mechanic_id;
+    RETURN NULL;
+END $$;
+
+-- Its mechanic writes about a session that both have joined, as often as she likes: what she wrote last
+-- stands. Null when that was stored; otherwise why not: not_found or not_started.
+CREATE FUNCTION summarize_session(p_session_id uuid, p_mechanic_id uuid, p_summary text, p_notes text)
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    s sessions;
+BEGIN
+    SELECT * INTO s FROM sessions WHERE id = p_session_id AND mechanic_id = p_mechanic_id
+       FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN 'not_found';
+    ELSIF s.started_at IS NULL THEN
+        RETURN 'not_started';
+    END IF;
+    UPDATE sessions SET summary = p_summary, notes = p_notes WHERE id = s.id;
+    RETURN NULL;
+END $$;
+
 
 -- ---------------------------------------------------------------------------------------------
 -- Dividing money

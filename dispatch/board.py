@@ -74,6 +74,10 @@ class Board:
         """Those of these bookings that ended, as far as this board remembers."""
         return [self._ends[each] for each in request_ids if each in self._ends]
 
+    def accepted(self) -> list[Entry]:
+        """Every booking that a mechanic has."""
+        return [self._live[key] for keys in self._by_mechanic.values() for key in keys]
+
     def open_entries(self) -> list[Entry]:
         """Every booking that mechanics may take now."""
         return list(self._open.values())

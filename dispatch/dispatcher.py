@@ -357,6 +357,22 @@ class Dispatcher:
         if not (facts.candidate.available and facts.candidate.approved):
             self._release_other_favourites(facts.candidate.mechanic_id)
 
+    async def tell_changed(self, mechanic_id: UUID) -> None:
+        """The same where somebody else changed her row, and committed it."""
+        facts = await self._store.facts(mechanic_id)
+        if facts is not None:
+            self.tell_facts(facts)
+
+    async def retire(self, mechanic_id: UUID) -> None:
+        """She was deactivated or deleted, and that is committed: she leaves all that she has (P6).
+
+        What has not started is as if she had cancelled (O4); what runs ends, as when she ends it.
+        """
+        await self.tell_changed(mechanic_id)
+        for session_id in await self._store.live_sessions_of(mechanic_id):
+            with contextlib.suppress(NotFound, Rejected):  # it was over meanwhile
+                await self.end(mechanic_id, session_id)
+
     async def cancel_assignment(
         self, mechanic_id: UUID, session_id: UUID, reason: str | None
     ) -> None:
@@ -468,7 +484,11 @@ class Dispatcher:
         display = locked.entry.display
         if change.booking.mechanic_id is None:
             display = replace(
-                display, mechanic_name=None, mechanic_workshop_id=None, mechanic_rating=None
+                display,
+                mechanic_name=None,
+                mechanic_workshop_id=None,
+                mechanic_rating=None,
+                is_favorite=False,
             )
         return replace(locked.entry, booking=change.booking, display=display)
 

@@ -29,11 +29,14 @@ from dispatch.core.types import Booking, Candidate, RequestStatus, Role, Stage
 from dispatch.hints import Entry, Hint
 from dispatch.hub import Card, Group, Hub, OnlineMechanic, Socket
 from dispatch.protocol import (
+    BoardEvent,
+    BoardRequest,
     OfferRevoked,
     OfferWon,
     RequestState,
     prepare,
     text_message,
+    timestamp,
 )
 from dispatch.rides import Offering, Part, Revoking
 from dispatch.shared_offers import SharedOffers
@@ -85,6 +88,7 @@ class Fanout:
         self._shown: dict[UUID, tuple[int, list[UUID]]] = {}  # to whom since they were counted
         self._shared = SharedOffers(now)
         self._told: dict[UUID, tuple[int, int]] = {}  # the counts that customers here read last
+        self._told_board: dict[UUID, int] = {}  # how many notified who watches the board read last
 
     # --- a node that stood still
 
@@ -141,6 +145,7 @@ class Fanout:
         self._tell_participants(change)
         self._warn(change)
         self._tell_busy(change)
+        self._tell_board(change.after)
         return True
 
     @contextmanager
@@ -483,6 +488,24 @@ class Fanout:
         """The customer's frame, with the counts as they are known here."""
         return frames.request_state(entry, *self._counts(entry.booking), self._now())
 
+    def board_request(self, entry: Entry) -> BoardRequest:
+        """A booking as operators see it, with the counts as they are known here."""
+        return frames.board_request(entry, *self._counts(entry.booking))
+
+    def _tell_board(self, entry: Entry) -> None:
+        """Whoever watches the board is told of each change."""
+        watchers = self._hub.board_watchers()
+        if not watchers:
+            return
+        request, booking = self.board_request(entry), entry.booking
+        event = prepare(BoardEvent(request=request, server_time=timestamp(self._now())))
+        for socket in watchers:
+            socket.post(event)
+        if booking.status in LIVE:
+            self._told_board[booking.request_id] = request.mechanics_notified
+        else:
+            self._told_board.pop(booking.request_id, None)
+
     def _tell_customer(self, entry: Entry) -> None:
         self._told[entry.booking.request_id] = self._counts(entry.booking)
         self._hub.send(entry.booking.customer_id, self.request_state(entry))
@@ -501,7 +524,8 @@ class Fanout:
             self._counts_changed.add(entry.booking.request_id)
 
     def flush_counts(self) -> None:
-        """Tells customers here the counts that changed; many changes become one frame."""
+        """Tells customers here the counts that changed; many changes become one frame. Who watches
+        the board is told when more were notified, not whenever somebody comes or goes."""
         for request_id in list(self._shown):
             shown = self._board.get(request_id)
             if shown is None or shown.booking.status is not RequestStatus.PENDING:
@@ -516,6 +540,9 @@ class Fanout:
             here = self._hub.is_here(entry.booking.customer_id)
             if here and self._told.get(request_id) != self._counts(entry.booking):
                 self._tell_customer(entry)
+            told = self._told_board.get(request_id)
+            if told is not None and told != self._counts(entry.booking)[0]:
+                self._tell_board(entry)
 
     def _warn(self, change: Change) -> None:
         """Tells both sides that the end of their session is near, however that was heard."""

@@ -10,14 +10,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Final, TypeVar, assert_never, cast
+from typing import Final, assert_never, cast
 from uuid import UUID
 
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from dispatch import customer_payments, favorites, frames
 from dispatch.auth import Authenticator, Identity, judge
 from dispatch.board import Board
+from dispatch.chat import Chats
 from dispatch.config import Config
 from dispatch.core.types import Presence, Role
 from dispatch.dispatcher import Answer, Dispatcher
@@ -25,8 +26,9 @@ from dispatch.errors import DispatchError, NotAuthenticated, NotFound, RateLimit
 from dispatch.fanout import Fanout
 from dispatch.gathering import Gathering
 from dispatch.hints import Entry
-from dispatch.hub import Hub, OnlineMechanic, Socket
+from dispatch.hub import Hub, OnlineMechanic
 from dispatch.mechanics import Mechanics, Status, gone
+from dispatch.pacing import have_unread, until_read
 from dispatch.presence import PresenceRegistry
 from dispatch.protocol import (
     MAX_SERVER_FRAME_BYTES,
@@ -35,6 +37,10 @@ from dispatch.protocol import (
     AnyClientFrame,
     AssignmentCancel,
     AvailabilitySet,
+    BoardState,
+    BoardWatch,
+    ChatHistory,
+    ChatSend,
     CloseCode,
     CustomerSnapshot,
     Favorite,
@@ -61,7 +67,7 @@ from dispatch.protocol import (
     Welcome,
     WorkshopMechanic,
     WorkshopSnapshot,
-    encode,
+    fitting,
     timestamp,
 )
 from dispatch.store import Arrivals, Store
@@ -69,12 +75,8 @@ from dispatch.tasks import Tasks
 from dispatch.timers import Clock
 from dispatch.websocket import Connection, Limits
 
-S = TypeVar("S", bound=Struct)
-
 MAX_WATCHED: Final = 50
 _LIST_BYTES: Final = MAX_SERVER_FRAME_BYTES - 8 * 1024  # room for the rest of a snapshot
-_PACE_SECONDS: Final = 0.02
-_PACE_BYTES: Final = 64 * 1024  # unread, that nothing more is added to
 MAX_SOCKETS: Final = 32  # of one user at one node
 
 # What customers who connect have going on, and the favourites and moved money of who has some.
@@ -93,6 +95,7 @@ class Gateway:
         hub: Hub,
         fanout: Fanout,
         dispatcher: Dispatcher,
+        chats: Chats,
         presence: PresenceRegistry,
         mechanics: Mechanics,
         clock: Clock,
@@ -113,6 +116,7 @@ class Gateway:
         self._hub = hub
         self._fanout = fanout
         self._dispatcher = dispatcher
+        self._chats = chats
         self._presence = presence
         self._clock = clock
         self._authenticator = authenticator
@@ -198,6 +202,7 @@ class Gateway:
         offers = self._snapshot_offers(mechanic, ranked)
         rest = ranked[len(offers) :]
         sessions = self._board.of_mechanic(connection.user_id)
+        self._chats.follow(sessions, arrivals.said)
         snapshot = MechanicSnapshot(
             available=mechanic.candidate.available,
             offers=cast(list[Offer], offers),  # that is what they are, encoded
@@ -257,8 +262,8 @@ class Gateway:
         for number, entry in enumerate(rest):
             await self._up_to_date()
             sockets = to or tuple(mechanic.sockets)
-            if number % SNAPSHOT_OFFERS == SNAPSHOT_OFFERS - 1 or _have_unread(sockets):
-                await _until_read(sockets)
+            if number % SNAPSHOT_OFFERS == SNAPSHOT_OFFERS - 1 or have_unread(sockets):
+                await until_read(sockets)
             if not mechanic.sockets or (only_to is not None and only_to.closing):
                 return
             current = self._board.get(entry.booking.request_id)
@@ -277,30 +282,36 @@ class Gateway:
         if connection.closing:
             return
         self._hub.add(connection)
+        self._chats.follow(arrivals.entries, arrivals.said)
         now = self.now()
-        latest = {entry.booking.request_id for entry in arrivals.entries}
         entries = self._board.of_customer(connection.user_id)
-        entries += [
-            entry
-            for entry in self._board.ended(latest)
-            if entry.booking.customer_id == connection.user_id
-        ]
+        entries += self._ended(connection.user_id, arrivals.entries)
         entries.sort(key=lambda entry: entry.booking.created_at, reverse=True)
         wanted = chosen.get(connection.user_id, [])
-        requests = _fitting(map(self._fanout.request_state, entries), _LIST_BYTES // 4)
+        requests = fitting(map(self._fanout.request_state, entries), _LIST_BYTES // 4)
         sessions = [
             frames.session_state(entry, Role.CUSTOMER, now) for entry in entries[: len(requests)]
         ]
-        shown = _fitting(wanted, _LIST_BYTES // 4)
+        shown = fitting(wanted, _LIST_BYTES // 4)
         snapshot = CustomerSnapshot(
             requests=requests,
             sessions=sessions,
             favorites=shown,
-            payments=_fitting(paid.get(connection.user_id, []), _LIST_BYTES // 4),
+            payments=fitting(paid.get(connection.user_id, []), _LIST_BYTES // 4),
             more_requests=len(requests) < len(entries),
             more_favorites=len(shown) < len(wanted),
         )
         connection.send_frame(self._welcome(connection, snapshot))
+
+    def _ended(self, customer_id: UUID, read: Iterable[Entry]) -> list[Entry]:
+        """Those of her bookings that ended. As they were just read, for what she has done since
+        (rated, chosen a favourite) is no change of them; or as the board knows that they ended."""
+        hers = {e.booking.request_id: e for e in read if e.booking.customer_id == customer_id}
+        ended = {entry.booking.request_id: entry for entry in self._board.ended(hers)}
+        return [
+            hers[key] if hers[key].booking.version == entry.booking.version else entry
+            for key, entry in ended.items()
+        ]
 
     async def _welcome_workshop(self, connection: Connection) -> None:
         people = await self._store.workshop_people(connection.user_id)
@@ -321,8 +332,8 @@ class Gateway:
         ]
         sessions = [frames.session_state(entry, Role.WORKSHOP, now) for entry in entries]
         shown, under_way = (
-            _fitting(mechanics, _LIST_BYTES // 2),
-            _fitting(sessions, _LIST_BYTES // 2),
+            fitting(mechanics, _LIST_BYTES // 2),
+            fitting(sessions, _LIST_BYTES // 2),
         )
         snapshot = WorkshopSnapshot(
             mechanics=shown,
@@ -337,7 +348,7 @@ class Gateway:
         if connection.closing:
             return
         self._hub.add(connection)
-        requests = _fitting(map(self._fanout.request_state, self._board), _LIST_BYTES)
+        requests = fitting(map(self._fanout.request_state, self._board), _LIST_BYTES)
         snapshot = AdminSnapshot(
             requests=requests,
             more_requests=len(requests) < len(self._board),
@@ -418,6 +429,14 @@ class Gateway:
             case SessionEnd():
                 entry = await dispatcher.end(user_id, frame.session_id)
                 return frames.session_state(entry, connection.role, self.now(), re)
+            case ChatSend():
+                message_id = frame.client_message_id
+                await self._chats.say_from(connection, frame.session_id, message_id, frame.body, re)
+                return None
+            case ChatHistory():
+                return await self._chat_history(connection, frame)
+            case BoardWatch():
+                return self._board_state(connection, re)
             case MechanicWatch():
                 return await self._watch(connection, frame)
             case MechanicUnwatch():
@@ -429,6 +448,29 @@ class Gateway:
                 raise AssertionError("answered by the websocket layer")
             case _ as unreachable:
                 assert_never(unreachable)
+
+    async def _chat_history(self, connection: Connection, frame: ChatHistory) -> ServerFrame:
+        if have_unread((connection,)):
+            await until_read((connection,))
+        return await self._chats.history(
+            connection.user_id,
+            frame.session_id,
+            after=frame.after,
+            limit=frame.limit,
+            re=frame.id,
+        )
+
+    def _board_state(self, connection: Connection, re: str | None) -> ServerFrame:
+        """From now on the connection is told each change of the board; how it is now."""
+        self._hub.watch_board(connection)
+        entries = sorted(self._board, key=lambda entry: entry.booking.created_at)
+        requests = fitting(map(self._fanout.board_request, entries), _LIST_BYTES)
+        return BoardState(
+            re=re,
+            requests=requests,
+            more_requests=len(requests) < len(entries),
+            server_time=timestamp(self.now()),
+        )
 
     async def _watch(self, connection: Connection, frame: MechanicWatch) -> ServerFrame:
         if self._hub.watched_by(connection) >= MAX_WATCHED:
@@ -469,32 +511,6 @@ class Gateway:
         connection.expires_at = identity.expires_at
         connection.epoch = identity.epoch
         return Ok(re=frame.id)
-
-
-def _have_unread(sockets: Iterable[Socket]) -> bool:
-    return any(socket.unread_bytes > _PACE_BYTES for socket in sockets)
-
-
-async def _until_read(sockets: Iterable[Socket]) -> None:
-    """A turn for everybody else, and until none of these has much unread.
-
-    One that does not read at all is closed, so nobody waits for it for ever.
-    """
-    while True:
-        await asyncio.sleep(_PACE_SECONDS)
-        if not _have_unread(sockets):
-            return
-
-
-def _fitting(parts: Iterable[S], room: int) -> list[S]:
-    """The first of them, as many as so many bytes of a frame hold."""
-    fitting: list[S] = []
-    for part in parts:
-        room -= len(encode(part)) + 1
-        if room < 0:
-            break
-        fitting.append(part)
-    return fitting
 
 
 def _verdict(frame: OfferAccept, answer: Answer) -> ServerFrame:

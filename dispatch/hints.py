@@ -11,11 +11,15 @@ from uuid import UUID
 import msgspec
 from msgspec import Struct
 
-from dispatch.core.types import Booking, Candidate, Presence
+from dispatch.core.types import Booking, Candidate, Presence, Role
 
 
 class Display(Struct, frozen=True, kw_only=True):
-    """What people see of a booking beside its state."""
+    """What people see of a booking beside its state.
+
+    `is_favorite`: its mechanic is among the customer's favourites; `is_rated`: the customer has
+    rated the session. Both as of when the booking changed last.
+    """
 
     customer_name: str
     vehicle: str | None
@@ -23,6 +27,8 @@ class Display(Struct, frozen=True, kw_only=True):
     mechanic_name: str | None
     mechanic_workshop_id: UUID | None
     mechanic_rating: float | None
+    is_favorite: bool = False
+    is_rated: bool = False
 
 
 class Entry(Struct, frozen=True, kw_only=True):
@@ -37,6 +43,28 @@ class BookingChanged(Struct, frozen=True, tag="b"):
     """A transaction committed this state. A lower version never replaces a higher one."""
 
     entry: Entry
+
+
+class Message(Struct, frozen=True, kw_only=True):
+    """What somebody said in a session; `seq` is 1, 2, 3 … of that session."""
+
+    session_id: UUID
+    message_id: UUID
+    seq: int
+    client_message_id: UUID
+    sender_id: UUID
+    sender_role: Role
+    body: str
+    sent_at: datetime
+
+
+class Said(Struct, frozen=True, kw_only=True, tag="c"):
+    """A message was committed, and who are in its session."""
+
+    request_id: UUID
+    customer_id: UUID
+    mechanic_id: UUID | None
+    message: Message
 
 
 class MechanicChanged(Struct, frozen=True, tag="m"):
@@ -101,6 +129,7 @@ class Roster(Struct, frozen=True, tag="o"):
 
 Hint = (
     BookingChanged
+    | Said
     | MechanicChanged
     | UserRevoked
     | PresenceChanged

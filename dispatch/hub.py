@@ -174,6 +174,7 @@ class Hub:
         self.changes = 0
         self._watchers: defaultdict[UUID, set[Socket]] = defaultdict(set)
         self._watched: defaultdict[UUID, set[UUID]] = defaultdict(set)
+        self._board_watchers: dict[Socket, None] = {}
 
     def add(self, socket: Socket) -> None:
         """From now on the socket gets what is sent to its user."""
@@ -204,6 +205,7 @@ class Hub:
             mechanic.sockets = _without(mechanic.sockets, socket)
             if not mechanic.sockets:
                 self._remove_mechanic(mechanic)
+        self._board_watchers.pop(socket, None)
         for mechanic_id in self._watched.pop(socket.connection_id, set()):
             self._unwatch(socket, mechanic_id)
 
@@ -298,6 +300,14 @@ class Hub:
     def watched_by(self, socket: Socket) -> int:
         """How many mechanics the socket watches."""
         return len(self._watched.get(socket.connection_id, ()))
+
+    def watch_board(self, socket: Socket) -> None:
+        """The socket is told every change of the board."""
+        self._board_watchers[socket] = None
+
+    def board_watchers(self) -> tuple[Socket, ...]:
+        """Who wants to know about every booking."""
+        return tuple(self._board_watchers)
 
     def __iter__(self) -> Iterator[Socket]:
         return iter([socket for sockets in self._sockets.values() for socket in sockets])

@@ -22,6 +22,7 @@ from dispatch.audit import Audit
 from dispatch.auth import Authenticator
 from dispatch.board import Board
 from dispatch.bus import Bus
+from dispatch.chat import Chats
 from dispatch.config import Config
 from dispatch.core.types import Candidate
 from dispatch.database import Pool, close_pool, open_pool, unavailable_when_lost
@@ -39,6 +40,7 @@ from dispatch.hints import (
     Reach,
     ReachWanted,
     Roster,
+    Said,
     UserRevoked,
 )
 from dispatch.hub import Hub
@@ -119,7 +121,9 @@ class Node:
         )
         self.outbox = Outbox(pool, self._deliveries())
         self.dispatcher = self._make_dispatcher(policy_id)
-        self.authenticator = Authenticator(config.jwt_secret, pool)
+        self.chats = self._make_chats()
+        self.identity_provider = Provider.of(config)
+        self.authenticator = Authenticator(config.jwt_secret, pool, self.identity_provider)
         self.gateway = self._make_gateway()
         self._reconcile_now = asyncio.Event()
         self._facts_since: datetime | None = None
@@ -203,6 +207,16 @@ class Node:
             self.mechanics,
             self.clock,
             self.authenticator,
+    def _make_chats(self) -> Chats:
+        return Chats(
+            self.pool,
+            self.board,
+            self.hub,
+            self.tasks,
+            publish=self.bus.publish,
+            rate_messages=self.config.rate_messages,
+        )
+
             self.tasks,
             up_to_date=self._up_to_date,
         )
@@ -212,6 +226,7 @@ class Node:
         """A node with a measured clock and a full board. Raises `Unavailable`."""
         pool = await open_pool(config.database_url)
         stripe = await asyncio.to_thread(
+            self.chats,
             StripeClient,
             config.stripe_secret_key,
             api_base=config.stripe_api_base,
@@ -308,6 +323,8 @@ class Node:
                 self.fanout.counts_changed(request_id)
             case Roster():
                 self.audience.hear_roster(hint, time.monotonic())
+            case Said():
+                self.chats.hear(hint)
                 self.fanout.all_counts_changed()
             case _ as unreachable:
                 assert_never(unreachable)
@@ -437,6 +454,7 @@ class Node:
             moment: datetime = await self.pool.fetchval("SELECT clock_timestamp()")
         return moment
 
+        await self.chats.reconcile()
     async def _reconcile_loop(self) -> None:
         while True:
             seconds = self.config.sweep_seconds

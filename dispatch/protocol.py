@@ -8,9 +8,10 @@ The shapes stand here once: the decoder, the role table and the protocol's descr
 from these classes.
 """
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -20,10 +21,14 @@ from dispatch import decoding
 from dispatch.core.types import RefundAs, Role, SessionStatus
 from dispatch.decoding import Undecodable
 
+S = TypeVar("S", bound=Struct)
+
 SUBPROTOCOL: Final = "dispatch.v1.json"
 MAX_CLIENT_FRAME_BYTES: Final = 64 * 1024
 MAX_SERVER_FRAME_BYTES: Final = 128 * 1024
 SNAPSHOT_OFFERS: Final = 50
+MAX_HISTORY: Final = 200
+DEFAULT_HISTORY: Final = 50
 
 
 class ErrorCode(StrEnum):
@@ -63,6 +68,8 @@ class CloseCode(IntEnum):
 ShortText = Annotated[str, Meta(max_length=64)]
 Reason = Annotated[str, Meta(max_length=500)]
 Token = Annotated[str, Meta(max_length=8192)]
+Seq = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+HistoryLimit = Annotated[int, Meta(ge=1, le=MAX_HISTORY)]
 
 
 class ClientFrame(Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -146,6 +153,24 @@ class SessionEnd(ClientFrame, frozen=True, tag="session.end"):
     session_id: UUID
 
 
+class ChatSend(ClientFrame, frozen=True, tag="chat.send"):
+    """More than 4000 characters are `too_long`, and no bad frame."""
+
+    session_id: UUID
+    client_message_id: UUID
+    body: Annotated[str, Meta(min_length=1)]
+
+
+class ChatHistory(ClientFrame, frozen=True, tag="chat.history"):
+    session_id: UUID
+    after: Seq = 0
+    limit: HistoryLimit = DEFAULT_HISTORY
+
+
+class BoardWatch(ClientFrame, frozen=True, tag="board.watch"):
+    pass
+
+
 AnyClientFrame = (
     Hello
     | Ping
@@ -161,11 +186,15 @@ AnyClientFrame = (
     | MechanicUnwatch
     | SessionJoin
     | SessionEnd
+    | ChatSend
+    | ChatHistory
+    | BoardWatch
 )
 
 _EVERYONE: Final = frozenset(Role)
 _MECHANIC: Final = frozenset({Role.MECHANIC})
 _CUSTOMER: Final = frozenset({Role.CUSTOMER})
+_ADMIN: Final = frozenset({Role.ADMIN})
 
 # Who may send which frame; anything else gets `error{code:"forbidden"}`.
 SENDERS: Final[dict[type[ClientFrame], frozenset[Role]]] = {
@@ -183,6 +212,9 @@ SENDERS: Final[dict[type[ClientFrame], frozenset[Role]]] = {
     MechanicUnwatch: _CUSTOMER,
     SessionJoin: _MECHANIC | _CUSTOMER,
     SessionEnd: _MECHANIC | _CUSTOMER,
+    ChatSend: _MECHANIC | _CUSTOMER,
+    ChatHistory: _MECHANIC | _CUSTOMER,
+    BoardWatch: _ADMIN,
 }
 
 
@@ -289,6 +321,25 @@ class SessionWarning(ServerFrame, frozen=True, tag="session.warning"):
     server_time: str
 
 
+class ChatMessage(ServerFrame, frozen=True, tag="chat.message"):
+    session_id: UUID
+    message_id: UUID
+    seq: int
+    client_message_id: UUID
+    sender_id: UUID
+    sender_role: Literal["customer", "mechanic"]
+    body: str
+    sent_at: str
+
+
+class ChatMessages(ServerFrame, frozen=True, tag="chat.messages"):
+    """`more`: there are others behind the last of them."""
+
+    session_id: UUID
+    messages: list[ChatMessage]
+    more: bool
+
+
 PaymentStatus = Literal[
     "created", "paid", "fulfilled", "held", "refunding", "refunded", "expired", "failed"
 ]
@@ -383,6 +434,57 @@ class Welcome(ServerFrame, frozen=True, tag="welcome"):
     snapshot: Snapshot
 
 
+class BoardRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A booking as operators see it, with all its deadlines; `opens_at` only of one for later."""
+
+    request_id: UUID
+    session_id: UUID
+    version: int
+    status: Literal["scheduled", "pending", "accepted", "completed", "cancelled", "expired"]
+    session_status: SessionStatus
+    session_type: str
+    plan_code: str
+    minutes: int
+    routing_type: str
+    urgent: bool
+    is_specialist: bool
+    generation: int
+    attempt: int
+    customer_name: str
+    created_at: str
+    expires_at: str
+    mechanics_notified: int
+    mechanics_online: int
+    message: str
+    stage: Literal["priority", "preferred", "open"] | None = None
+    stage_ends_at: str | None = None
+    next_attempt_at: str | None = None
+    opens_at: str | None = None
+    join_by: str | None = None
+    started_at: str | None = None
+    ends_at: str | None = None
+    workshop_id: UUID | None = None
+    preferred_workshop_id: UUID | None = None
+    preferred_mechanic_id: UUID | None = None
+    mechanic: MechanicCard | None = None
+
+
+class BoardState(ServerFrame, frozen=True, tag="board"):
+    """The frame `board`: every booking that lives, the oldest first; `more_requests` where they are
+    more than a frame holds."""
+
+    requests: list[BoardRequest]
+    more_requests: bool
+    server_time: str
+
+
+class BoardEvent(ServerFrame, frozen=True, tag="board.event"):
+    """A booking is new or has changed; one that ended is told a last time."""
+
+    request: BoardRequest
+    server_time: str
+
+
 class Pong(ServerFrame, frozen=True, tag="pong"):
     server_time: str
 
@@ -454,6 +556,17 @@ def decode(data: bytes | str) -> AnyClientFrame:
 def encode(frame: Struct) -> bytes:
     """The JSON text of a server frame, or of a part of one, UTF-8."""
     return _encoder.encode(frame)
+
+
+def fitting(parts: Iterable[S], room: int) -> list[S]:
+    """The first of them, as many as so many bytes of a frame hold."""
+    found: list[S] = []
+    for part in parts:
+        room -= len(encode(part)) + 1
+        if room < 0:
+            break
+        found.append(part)
+    return found
 
 
 def timestamp(moment: datetime) -> str:

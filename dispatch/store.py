@@ -65,11 +65,13 @@ class Facts(Struct, frozen=True):
 
 
 class Arrivals(Struct, frozen=True):
-    """What is known of people who connect, read at one moment."""
+    """What is known of people who connect, read at one moment. `said`: how many messages there are
+    in the sessions of `entries`."""
 
     accounts: dict[UUID, Account]
     facts: dict[UUID, Facts]
     entries: list[Entry]
+    said: dict[UUID, int]
 
 
 class DecisionBatch(Struct, kw_only=True):
@@ -152,6 +154,7 @@ class Store:
             },
             facts={row["id"]: _facts(row) for row in people if row["mechanic_id"] is not None},
             entries=[_decode_entry(row["entry"]) for row in rows if row["id"] is None],
+            said={row["session_id"]: row["said"] for row in rows if row["said"] is not None},
         )
 
     async def candidate(self, mechanic_id: UUID) -> Candidate | None:

@@ -23,19 +23,21 @@ SELECT id, version FROM session_requests WHERE status IN ('scheduled', 'pending'
 
 -- name: arrivals
 -- People who connect, at one moment. A row for each of them: whether her tokens count and, of a
--- mechanic, what routing must know. Then a row with an entry, and nothing else, for each booking they
--- have going on: the live ones, and a customer's latest one.
+-- mechanic, what routing must know. Then a row with an entry and how much was said in its session, and
+-- nothing else, for each booking they have going on: the live ones, and a customer's latest one.
 SELECT u.id, u.role, u.token_epoch, u.disabled_at IS NOT NULL AS disabled,
        c.mechanic_id, c.workshop_id, c.approved, c.available, c.is_specialist, c.live_sessions,
-       c.changed_at, NULL::json AS entry
+       c.changed_at, NULL::json AS entry, NULL::uuid AS session_id, NULL::int AS said
   FROM users u LEFT JOIN candidates c ON c.mechanic_id = u.id
  WHERE u.id = ANY ($1::uuid[])
 UNION ALL
-SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, entry FROM booking_entries
- WHERE status IN ('scheduled', 'pending', 'accepted')
-   AND (customer_id = ANY ($1) OR mechanic_id = ANY ($1))
+SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, e.entry, e.session_id,
+       (SELECT max(m.seq) FROM chat_messages m WHERE m.session_id = e.session_id)
+  FROM booking_entries e
+ WHERE e.status IN ('scheduled', 'pending', 'accepted')
+   AND (e.customer_id = ANY ($1) OR e.mechanic_id = ANY ($1))
 UNION ALL
-SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, e.entry
+SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, e.entry, NULL, NULL
   FROM unnest($1::uuid[]) AS u (id)
   CROSS JOIN LATERAL (SELECT r.id, r.status FROM session_requests r WHERE r.customer_id = u.id
                        ORDER BY r.created_at DESC LIMIT 1) latest
@@ -45,6 +47,10 @@ SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, e.entry
 -- name: candidates
 -- What routing must know about some mechanics.
 SELECT * FROM candidates WHERE mechanic_id = ANY ($1)
+
+-- name: live_sessions_of
+-- The sessions that a mechanic has accepted and that are not over.
+SELECT id FROM sessions WHERE mechanic_id = $1 AND status IN ('accepted', 'active')
 
 -- name: candidates_changed
 -- Mechanics whose facts changed since; asked with a margin for transactions that commit late.
