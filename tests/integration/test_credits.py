@@ -227,12 +227,15 @@ async def test_the_id_of_another_transaction_is_no_grant(
     ann, admin = await add_customer(connection), await add_user(connection, "admin")
     await give(connection, ann, CHAT10_CENTS)
     await book_with_credits(pool, ann)
-    ids = await connection.fetch("SELECT DISTINCT transaction_id FROM credit_entries")
+    moved = await connection.fetch(
+        "SELECT transaction_id AS grant_id, amount_cents, reason FROM credit_entries "
+        "WHERE amount_cents > 0 AND account <> 'customer'"
+    )
     lines = await count(connection, "credit_entries")
 
-    for row in ids:
+    for row in moved:
         with pytest.raises(Conflict):
-            await credits.grant(pool, admin, goodwill(ann, grant_id=row["transaction_id"]))
+            await credits.grant(pool, admin, goodwill(ann, **row))
 
     assert await count(connection, "credit_entries") == lines
 

@@ -523,11 +523,23 @@ async def test_who_asks_for_money_and_for_credits_at_once_gets_what_came_first(
 
 
 @pytest.mark.parametrize("as_credits", [True, False])
-async def test_giving_back_again_gives_nothing(pool: Pool, as_credits: bool) -> None:
+@pytest.mark.parametrize(
+    ("stage", "act", "by_card"),
+    [
+        ("pending", CANCEL_FOR_CREDITS, True),
+        ("pending", CANCEL_FOR_CREDITS, False),
+        ("running", ANN_ENDS, False),
+    ],
+    ids=["paid by card", "paid with credits", "served"],
+)
+async def test_giving_back_what_went_its_way_gives_nothing(
+    pool: Pool, stage: str, act: Act, by_card: bool, as_credits: bool
+) -> None:
     """Whoever would call it twice in one transaction, or in another one later."""
-    here = await meeting(pool, "pending", by_card=True)
-    await here.meet(CANCEL_FOR_CREDITS)
+    here = await meeting(pool, stage, by_card=by_card)
+    await here.meet(act)
     before = await accounts(pool, here.ann)
+    told = await history(pool, here.session_id)
 
     async with pool.acquire() as connection, connection.transaction():
         for _ in range(2):
@@ -538,4 +550,4 @@ async def test_giving_back_again_gives_nothing(pool: Pool, as_credits: bool) -> 
 
     assert await accounts(pool, here.ann) == before
     assert await pool.fetchval("SELECT count(*) FROM outbox") == 0
-    assert (await history(pool, here.session_id))["credited"] == 1
+    assert await history(pool, here.session_id) == told
