@@ -33,6 +33,9 @@ ANSWERS: Final[dict[type[ClientFrame], tuple[type[ServerFrame], ...]]] = {
     protocol.MechanicUnwatch: (protocol.MechanicPresence,),
     protocol.SessionJoin: (protocol.SessionState,),
     protocol.SessionEnd: (protocol.SessionState,),
+    protocol.ChatSend: (protocol.ChatMessage,),
+    protocol.ChatHistory: (protocol.ChatMessages,),
+    protocol.BoardWatch: (protocol.BoardState,),
 }
 
 _CLOSES: Final[dict[CloseCode, str]] = {
