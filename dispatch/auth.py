@@ -1,12 +1,14 @@
-"""Who somebody is: our own tokens, and passwords.
+"""Who somebody is: our own tokens, those of an identity provider, and passwords.
 
 Its one job: say whose token this is, and whether a password is right. May import `core`,
-`database`, `errors`, `gathering` and `queries`. A token that is forged, expired or revoked gets the
-same `NotAuthenticated`, without saying which. Fails with `Unavailable` when Postgres does not
-answer: nobody is let in on a guess.
+`database`, `errors`, `gathering`, `jwks` and `queries`. A token that is forged, expired or revoked
+gets the same `NotAuthenticated`, without saying which. Fails with `Unavailable` when Postgres does
+not answer: nobody is let in on a guess.
 
-Tokens are HS256 only, with every claim required. The clocks of two nodes may differ by
-CLOCK_SKEW_SECONDS, so a token may look that much younger than now; it never lives past its `exp`.
+Our tokens are HS256 only, with every claim required. Those of the identity provider, where there
+is one, say who somebody is and nothing more: the role is that of her row (P4). The clocks of two
+nodes may differ by CLOCK_SKEW_SECONDS, so a token may look that much younger than now; it never
+lives past its `exp`.
 """
 
 import asyncio
@@ -15,6 +17,7 @@ import hmac
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Final, Literal, TypeVar
 from uuid import UUID
 
@@ -28,6 +31,7 @@ from dispatch.core.types import Role
 from dispatch.database import Pool, unavailable_when_lost
 from dispatch.errors import NotAuthenticated, Unavailable
 from dispatch.gathering import Gathering
+from dispatch.jwks import Provider, issued_outside
 
 ISSUER: Final = "dispatch"  # these two also stand in `_Signed`
 AUDIENCE: Final = "dispatch"
@@ -49,12 +53,16 @@ _QUERIES: Final = queries.load("people")
 
 
 class Identity(Struct, frozen=True):
-    """Who a token speaks for. `expires_at` is in seconds since the epoch, as `time.time()`."""
+    """Who a token speaks for. `expires_at` is in seconds since the epoch, as `time.time()`.
+
+    `outside`: an identity provider issued it. Then role and epoch are those of her row.
+    """
 
     user_id: UUID
     role: Role
     epoch: int
     expires_at: float
+    outside: bool = False
 
 
 class _Signed(Struct, frozen=True, forbid_unknown_fields=True):
@@ -176,11 +184,12 @@ def judge(identity: Identity, account: Account | None) -> Identity:
 
 
 class Authenticator:
-    """Verifies tokens against the secret and the users' rows."""
+    """Verifies tokens against the secret, or the provider's keys, and the users' rows."""
 
-    def __init__(self, secret: str, pool: Pool) -> None:
+    def __init__(self, secret: str, pool: Pool, provider: Provider | None = None) -> None:
         self._secret = secret
         self._pool = pool
+        self._provider = provider
         self._accounts = Gathering(self._read_accounts, "read-accounts")
 
     async def authenticate(self, token: str) -> Identity:
@@ -188,13 +197,39 @@ class Authenticator:
 
         The row is read after the call, so a token that was revoked before it is always refused.
         """
-        identity = self.verify(token)
+        return await self.check(await self.verify(token))
+
+    async def verify(self, token: str) -> Identity:
+        """What the token says. Whoever asks reads the row and lets `judge` decide.
+
+        For a token of ours nothing is waited for.
+        """
+        if self._provider is not None and _is_foreign(token):
+            return await self._verify_outside(self._provider, token)
+        return verify_token(self._secret, token)
+
+    async def check(self, identity: Identity) -> Identity:
+        """The identity, if her row, which is read now, agrees. Raises as `authenticate`."""
         accounts = await self._accounts.get(identity.user_id)
         return judge(identity, accounts.get(identity.user_id))
 
-    def verify(self, token: str) -> Identity:
-        """What the token says. Whoever asks reads the row and lets `judge` decide."""
-        return verify_token(self._secret, token)
+    async def _verify_outside(self, provider: Provider, token: str) -> Identity:
+        """Whom the provider's token speaks for. It has no epoch: one that was issued before her
+        tokens were last made void is refused here, and what is made void from now on is judged by
+        the epoch that her row has now."""
+        subject = await provider.verify(token)
+        if subject is None:
+            raise NotAuthenticated(_REFUSED)
+        issued_at = datetime.fromtimestamp(subject.issued_at, UTC)
+        async with unavailable_when_lost(), asyncio.timeout(QUERY_SECONDS):
+            user = await self._pool.fetchrow(
+                _QUERIES["user_of_identity"], subject.issuer, subject.subject, issued_at
+            )
+        if user is None:
+            raise NotAuthenticated(_REFUSED)
+        return Identity(
+            user["id"], Role(user["role"]), user["token_epoch"], subject.expires_at, outside=True
+        )
 
     async def _read_accounts(self, user_ids: Sequence[UUID]) -> Mapping[UUID, Account]:
         # A frozen server must not hold up everybody who comes after.
@@ -203,6 +238,13 @@ class Authenticator:
         return {
             row["id"]: Account(row["role"], row["token_epoch"], row["disabled"]) for row in rows
         }
+
+
+def _is_foreign(token: str) -> bool:
+    """Whether it says that it was signed as no token of ours is."""
+    if token.startswith(_HEAD) or len(token) > MAX_TOKEN_CHARS:
+        return False
+    return issued_outside(token)
 
 
 # --- passwords ------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ class Kept(msgspec.Struct):
     postgres_port: int = 0
     redis_port: int = 0
     stripe_port: int = 0
+    mail_port: int = 0
 
     @classmethod
     def generate(cls) -> Self:
@@ -65,6 +66,7 @@ class Kept(msgspec.Struct):
             "stripe_secret_key": self.stripe_secret_key,
             "stripe_webhook_secrets": (self.stripe_webhook_secret,),
             "stripe_api_base": f"http://127.0.0.1:{self.stripe_port}",
+            "smtp_url": f"smtp://127.0.0.1:{self.mail_port}?from=dispatch@localhost",
         }
 
 
@@ -125,6 +127,7 @@ class Embedded:
         self._kept.postgres_port = self._postgres.port
         self._kept.redis_port = self._valkey.port
         self._kept.stripe_port = children.free_port(self._kept.stripe_port)
+        self._kept.mail_port = children.free_port(self._kept.mail_port)
         _write(self._folder / "kept.json", self._kept)
         self._record(ready=True)
 
@@ -141,6 +144,11 @@ class Embedded:
     def stripe_port(self) -> int:
         """Where the stand-in for Stripe is to listen: free at our start, the same every time."""
         return self._kept.stripe_port
+
+    @property
+    def mail_port(self) -> int:
+        """The same of the mail server that keeps mails."""
+        return self._kept.mail_port
 
     def revive(self) -> list[str]:
         """Start again, on its port, each server that has died; the names of those started.

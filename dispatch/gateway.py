@@ -140,9 +140,9 @@ class Gateway:
         What is read of a mechanic for this is what her welcome needs, too: it waits in the
         connection's `state`.
         """
-        identity = self._authenticator.verify(token)
+        identity = await self._authenticator.verify(token)
         if identity.role is not Role.MECHANIC:
-            return await self._authenticator.authenticate(token)
+            return await self._authenticator.check(identity)
         arrivals = await self._read_arrivals(identity.user_id)
         judge(identity, arrivals.accounts.get(identity.user_id))
         connection.state = arrivals

@@ -21,6 +21,7 @@ from starlette.routing import Route
 from dispatch import exchange
 from dispatch.auth import Identity
 from dispatch.core.types import Role
+from dispatch.endpoints.admin_people import AdminPeople
 from dispatch.endpoints.area import Area, Asked, Path
 from dispatch.endpoints.booking import Bookings
 from dispatch.endpoints.credits import Credits
@@ -50,6 +51,7 @@ AREAS: Final[tuple[type[Area], ...]] = (
     Push,
     Earnings,
     Money,
+    AdminPeople,
     Operators,
 )
 

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Final, Self, assert_never
 from uuid import UUID
 
-from dispatch import customer_payments, payouts, people, push, refunds
+from dispatch import customer_payments, invites, payouts, people, push, refunds
 from dispatch.audience import NAMED, Audience
 from dispatch.audit import Audit
 from dispatch.auth import Authenticator
@@ -45,14 +45,18 @@ from dispatch.hints import (
 )
 from dispatch.hub import Hub
 from dispatch.jobs import Job, Jobs
+from dispatch.jwks import Provider
+from dispatch.mail import Mailer
 from dispatch.mechanics import Mechanics
 from dispatch.metrics import Metrics
 from dispatch.namespace import namespace
 from dispatch.outbox import Deliver, Outbox
-from dispatch.people import login_rate
+from dispatch.payments import Outcome
+from dispatch.people import Rates
 from dispatch.presence import PresenceRegistry
 from dispatch.protocol import CloseCode, Drain
 from dispatch.push_client import WebPush
+from dispatch.reconciler import Reconciler
 from dispatch.store import Store
 from dispatch.stripe_client import StripeClient
 from dispatch.tasks import Tasks
@@ -99,7 +103,7 @@ class Node:
         self.board = Board()
         self.hub = Hub()
         self.metrics = Metrics(node_id)
-        self.login_rate = login_rate(config.rate_logins)
+        self.rates = Rates(config.rate_logins)
         self.audience = Audience(node_id, self.hub.apart, self.hub.shared)
         self.waterfall = Waterfall(self.metrics)
         self.audit = Audit(self.store, node_id, self.clock.now, self.waterfall)
@@ -116,6 +120,7 @@ class Node:
         )
         self.fanout = self._make_fanout()
         self.web_push = WebPush.of(config)
+        self.mailer = Mailer.of(config)
         self.mechanics = Mechanics(
             pool, self.presence, self.clock.now, web_push=self.web_push is not None
         )
@@ -161,12 +166,20 @@ class Node:
         if self.web_push is not None:
             capacity = self.config.mechanic_capacity
             deliver["push"] = partial(push.deliver, self.store, self.web_push, capacity)
+        if self.mailer is not None:
+            secret, public_url = self.config.jwt_secret, self.config.public_url
+            deliver["mail"] = partial(invites.deliver, self.pool, self.mailer, secret, public_url)
         return deliver
 
     def _jobs(self) -> list[Job]:
         """What the cluster does at a time, whichever node is first to see that it is due."""
-        schedule = self.config.payout_schedule
-        return [Job(name="payouts", schedule=schedule, run=self._pay_out)]
+        reconciler = Reconciler(
+            self.pool, self.stripe, self.config, lambda found: self.took(found, self.clock.now())
+        )
+        return [
+            Job(name="payouts", schedule=self.config.payout_schedule, run=self._pay_out),
+            Job(name="reconcile", schedule="hourly", run=reconciler.run, at_start=True),
+        ]
 
     async def _pay_out(self) -> None:
         minimum_cents = self.config.payout_minimum_cents
@@ -194,19 +207,6 @@ class Node:
             push_urgent_below=None if self.web_push is None else config.push_urgent_below,
         )
 
-    def _make_gateway(self) -> Gateway:
-        return Gateway(
-            self.config,
-            self.node_id,
-            self.store,
-            self.board,
-            self.hub,
-            self.fanout,
-            self.dispatcher,
-            self.presence,
-            self.mechanics,
-            self.clock,
-            self.authenticator,
     def _make_chats(self) -> Chats:
         return Chats(
             self.pool,
@@ -217,6 +217,20 @@ class Node:
             rate_messages=self.config.rate_messages,
         )
 
+    def _make_gateway(self) -> Gateway:
+        return Gateway(
+            self.config,
+            self.node_id,
+            self.store,
+            self.board,
+            self.hub,
+            self.fanout,
+            self.dispatcher,
+            self.chats,
+            self.presence,
+            self.mechanics,
+            self.clock,
+            self.authenticator,
             self.tasks,
             up_to_date=self._up_to_date,
         )
@@ -226,7 +240,6 @@ class Node:
         """A node with a measured clock and a full board. Raises `Unavailable`."""
         pool = await open_pool(config.database_url)
         stripe = await asyncio.to_thread(
-            self.chats,
             StripeClient,
             config.stripe_secret_key,
             api_base=config.stripe_api_base,
@@ -251,6 +264,7 @@ class Node:
             "reconcile": self._reconcile_loop(),
             "counts": self._counts_loop(),
             "clock": self._clock_loop(),
+            **({} if self.identity_provider is None else {"jwks": self.identity_provider.run()}),
         }
 
     async def drain(self) -> None:
@@ -277,6 +291,7 @@ class Node:
             "bus": self.bus.close(),
             "stripe": self.stripe.close(),
             **({} if self.web_push is None else {"web push": self.web_push.close()}),
+            **({} if self.identity_provider is None else {"jwks": self.identity_provider.close()}),
             "pool": close_pool(self.pool),
         }
         for name, step in steps.items():
@@ -308,6 +323,8 @@ class Node:
         match hint:
             case BookingChanged(entry):
                 self.fanout.apply(entry)
+            case Said():
+                self.chats.hear(hint)
             case MechanicChanged(candidate, changed_at):
                 self._mechanic_changed(candidate, changed_at)
             case PresenceChanged(user_id) | DevicesChanged(user_id):
@@ -323,8 +340,6 @@ class Node:
                 self.fanout.counts_changed(request_id)
             case Roster():
                 self.audience.hear_roster(hint, time.monotonic())
-            case Said():
-                self.chats.hear(hint)
                 self.fanout.all_counts_changed()
             case _ as unreachable:
                 assert_never(unreachable)
@@ -387,6 +402,16 @@ class Node:
             if socket.epoch < token_epoch:
                 socket.close(CloseCode.NOT_AUTHENTICATED, "the token was revoked")
 
+    def took(self, outcome: Outcome, received_at: datetime) -> None:
+        """Stripe said something, and it is committed: what was booked is dispatched, what is to go
+        back goes back. `received_at` is when this node had heard of it."""
+        self.metrics.webhook(outcome.result)
+        created = outcome.created
+        if created is not None:
+            self.dispatcher.opened(created.request_id, received_at, created.entry)
+        if outcome.refund_queued:
+            self.outbox.wake()
+
     # --- comparing with Postgres
 
     def _resync(self) -> None:
@@ -429,6 +454,7 @@ class Node:
         else:  # where it stood still meanwhile, nothing is taken and all is read again
             for entry in entries:
                 self.fanout.apply(entry)
+        await self.chats.reconcile()
         asked_at = await self._database_clock()
         if self._facts_since is not None:  # before the first time nobody is here
             for facts in await self.store.facts_changed_since(self._facts_since):
@@ -454,7 +480,6 @@ class Node:
             moment: datetime = await self.pool.fetchval("SELECT clock_timestamp()")
         return moment
 
-        await self.chats.reconcile()
     async def _reconcile_loop(self) -> None:
         while True:
             seconds = self.config.sweep_seconds

@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 from msgspec import Struct
@@ -28,13 +28,15 @@ from dispatch.auth import (
 )
 from dispatch.core.types import Role
 from dispatch.database import Connection, Pool, unavailable_when_lost
-from dispatch.errors import BadRequest, Conflict, NotAuthenticated, RateLimited
+from dispatch.errors import BadRequest, Conflict, Forbidden, NotAuthenticated, RateLimited
 from dispatch.ratelimit import KeyedRate
 
 TOKEN_TTL_SECONDS: Final = 12 * 3600.0
 MAX_EMAIL_CHARS: Final = 254
 MAX_NAME_CHARS: Final = 200
 PASSWORD_CHARS: Final = (8, 200)
+ADDRESS_LOGINS: Final = 20
+ADDRESS_SIGNUPS: Final = 4
 
 Postgres = Pool | Connection
 
@@ -56,13 +58,45 @@ class LoggedIn(Struct, frozen=True):
     user_id: UUID
 
 
-def login_rate(per_minute: float) -> KeyedRate:
-    """What a node remembers of log-ins, by e-mail: `per_minute` at once, then evenly; 0 is off."""
+class Rates:
+    """What a node remembers of log-ins and sign-ups, to refuse what is too often.
+
+    `per_minute` log-ins an e-mail; ADDRESS_LOGINS times as many from an address, which is one that
+    tries a password on everybody; ADDRESS_SIGNUPS times as many sign-ups. At once, then evenly; 0
+    is off. An address that is None is not limited.
+    """
+
+    def __init__(self, per_minute: float) -> None:
+        self._logins = rate_of(per_minute)
+        self._address_logins = rate_of(per_minute * ADDRESS_LOGINS)
+        self._address_signups = rate_of(per_minute * ADDRESS_SIGNUPS)
+
+    def log_in(self, email: str, address: str | None) -> None:
+        """Counts one. Raises RateLimited."""
+        now = time.monotonic()
+        if address is not None and not self._address_logins.take(address, now):
+            raise RateLimited("too many log-ins from this address; try again in a minute")
+        if not self._logins.take(email, now):
+            raise RateLimited("too many log-ins for this e-mail; try again in a minute")
+
+    def sign_up(self, address: str | None) -> None:
+        """Counts one. Raises RateLimited."""
+        if address is not None and not self._address_signups.take(address, time.monotonic()):
+            raise RateLimited("too many sign-ups from this address; try again in a minute")
+
+
+def rate_of(per_minute: float) -> KeyedRate:
+    """`per_minute` at once, then evenly; 0 is off."""
     return KeyedRate(per_minute / 60, burst=max(per_minute, 1.0))
 
 
 async def log_in(
-    pool: Postgres, secret: str, rate: KeyedRate, email: str, password: str
+    pool: Postgres,
+    secret: str,
+    rates: Rates,
+    email: str,
+    password: str,
+    address: str | None = None,
 ) -> LoggedIn:
     """A token for whoever has this e-mail and password, good for TOKEN_TTL_SECONDS.
 
@@ -70,8 +104,7 @@ async def log_in(
     disabled or has no password here; RateLimited; BadRequest for what is no e-mail at all.
     """
     email = checked_email(email)
-    if not rate.take(email, time.monotonic()):
-        raise RateLimited("too many log-ins for this e-mail; try again in a minute")
+    rates.log_in(email, address)
     async with unavailable_when_lost():
         user = await pool.fetchrow(_QUERIES["user_by_email"], email)
     matches = await password_matches(user["password_hash"] if user else None, password)
@@ -81,8 +114,18 @@ async def log_in(
 
 
 def refresh(secret: str, identity: Identity) -> LoggedIn:
-    """A new token for somebody whose present one was just authenticated."""
+    """A new token for somebody whose present one was just authenticated.
+
+    Forbidden for another's token: whoever issued it says how long she is let in.
+    """
+    if identity.outside:
+        raise Forbidden("this token is not ours: its issuer gives the next one")
     return _logged_in(secret, identity.user_id, identity.role, identity.epoch)
+
+
+def first_token(secret: str, user_id: UUID, role: Role) -> LoggedIn:
+    """The token of somebody who has just signed up."""
+    return _logged_in(secret, user_id, role, epoch=0)
 
 
 def _logged_in(secret: str, user_id: UUID, role: Role, epoch: int) -> LoggedIn:
@@ -117,40 +160,85 @@ async def sign_up_customer(pool: Postgres, name: str, email: str, password: str)
     return await _create(pool, "create_customer", name, email, password)
 
 
+async def sign_up_mechanic(pool: Postgres, name: str, email: str, password: str) -> UUID:
+    """A new independent mechanic's id: she may connect, and waits for an admin's approval (P3).
+
+    Raises BadRequest naming the field, Conflict `email_taken`.
+    """
+    return await _create(pool, "create_mechanic", name, email, password)
+
+
+class NewWorkshop(Struct, frozen=True):
+    """A workshop that waits for an admin's approval (P1), and the member who logs in for it."""
+
+    workshop_id: UUID
+    user_id: UUID
+
+
+async def sign_up_workshop(
+    pool: Postgres,
+    name: str,
+    email: str,
+    password: str,
+    workshop_name: str | None = None,
+    workshop_email: str | None = None,
+) -> NewWorkshop:
+    """A new workshop and its first member.
+
+    Its own name and e-mail, which everybody will see, are the member's unless they are given.
+    Raises BadRequest naming the field, Conflict `email_taken`.
+    """
+    name, email = checked_name(name), checked_email(email)
+    own = (
+        name if workshop_name is None else checked_name(workshop_name, "workshop_name"),
+        email if workshop_email is None else checked_email(workshop_email, "workshop_email"),
+    )
+    workshop_id = uuid4()
+    user_id = await _create(pool, "create_workshop", name, email, password, workshop_id, *own)
+    return NewWorkshop(workshop_id, user_id)
+
+
 async def create_admin(pool: Postgres, email: str, name: str, password: str) -> UUID:
     """A new admin's id. Raises BadRequest naming the field, Conflict `email_taken`."""
     return await _create(pool, "create_admin", name, email, password)
 
 
-async def _create(pool: Postgres, query: str, name: str, email: str, password: str) -> UUID:
+async def _create(
+    pool: Postgres, query: str, name: str, email: str, password: str, *more: object
+) -> UUID:
     name, email = checked_name(name), checked_email(email)
     # Hashed before it is known whether the e-mail is free, so that a lost race costs nothing more.
     password_hash = await hash_password(checked_password(password))
     try:
         async with unavailable_when_lost():
-            created = await pool.fetchval(_QUERIES[query], name, email, password_hash)
+            created = await pool.fetchval(_QUERIES[query], name, email, password_hash, *more)
     except asyncpg.UniqueViolationError:  # users_email_key: nothing else here can collide
-        raise Conflict("email_taken", "this e-mail has an account already") from None
+        raise email_taken() from None
     assert isinstance(created, UUID)
     return created
 
 
-def checked_email(text: str) -> str:
-    """The e-mail as it is stored: trimmed, lower case. Raises BadRequest."""
+def email_taken() -> Conflict:
+    """409: somebody has this e-mail."""
+    return Conflict("email_taken", "this e-mail has an account already")
+
+
+def checked_email(text: str, field: str = "email") -> str:
+    """The e-mail as it is stored: trimmed, lower case. Raises BadRequest naming the field."""
     email = text.strip()
     if len(email) > MAX_EMAIL_CHARS or not _EMAIL.fullmatch(email):
         raise BadRequest(
-            "email: must be an address in plain ASCII like name@example.com, "
+            f"{field}: must be an address in plain ASCII like name@example.com, "
             f"at most {MAX_EMAIL_CHARS} characters"
         )
     return email.lower()  # only now: some letters beyond ASCII have one of ASCII in lower case
 
 
-def checked_name(text: str) -> str:
-    """The name, trimmed. Raises BadRequest."""
+def checked_name(text: str, field: str = "name") -> str:
+    """The name, trimmed. Raises BadRequest naming the field."""
     name = text.strip()
     if not 1 <= len(name) <= MAX_NAME_CHARS or not _is_readable(name):
-        raise BadRequest(f"name: must be 1 to {MAX_NAME_CHARS} characters on one line")
+        raise BadRequest(f"{field}: must be 1 to {MAX_NAME_CHARS} characters on one line")
     return name
 
 

@@ -159,8 +159,17 @@ class Store:
 
     async def candidate(self, mechanic_id: UUID) -> Candidate | None:
         """What routing must know about a mechanic, or None when there is no such mechanic."""
+        facts = await self.facts(mechanic_id)
+        return None if facts is None else facts.candidate
+
+    async def facts(self, mechanic_id: UUID) -> Facts | None:
+        """The same, and when it last changed."""
         rows = await self._rows("candidates", [mechanic_id])
-        return _facts(rows[0]).candidate if rows else None
+        return _facts(rows[0]) if rows else None
+
+    async def live_sessions_of(self, mechanic_id: UUID) -> list[UUID]:
+        """The sessions that she has accepted and that are not over."""
+        return [row[0] for row in await self._rows("live_sessions_of", mechanic_id)]
 
     async def facts_changed_since(self, since: datetime) -> list[Facts]:
         """Mechanics whose facts changed after `since`, by the server's own clock."""

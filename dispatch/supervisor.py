@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import redis
@@ -30,7 +30,7 @@ from dispatch.migrate import connect, migrate
 from dispatch.workers import Signals, Workers, say
 
 BACKLOG = 65_535  # as many as the kernel allows: see net.core.somaxconn
-STANDIN_SECONDS = 15.0
+HELPER_SECONDS = 15.0
 
 
 def serve(config: Config, workers: int) -> int:
@@ -44,17 +44,19 @@ def serve(config: Config, workers: int) -> int:
         for sock in sockets:
             cleanup.enter_context(sock)
         config = config.listening_on(sockets[0].getsockname()[1])
-        embedded = standin = None
+        embedded = None
+        helpers: list[Helper] = []
         if config.embedded:
             embedded = Embedded.start(config.data_dir)
             cleanup.callback(embedded.stop)
             config = config.with_embedded(embedded.values)
         check_redis(config.redis_url)
         asyncio.run(prepare_database(config.database_url))
-        if embedded is not None and config.sources.get("stripe_api_base") == "embedded":
-            standin = StandIn(config, embedded.stripe_port)
-            cleanup.callback(standin.stop)
-        return _run_workers(config, sockets, signals, embedded, standin)
+        if embedded is not None:
+            for helper in _helpers(config, embedded):
+                cleanup.callback(helper.stop)
+                helpers.append(helper)
+        return _run_workers(config, sockets, signals, embedded, helpers)
 
 
 def _run_workers(
@@ -62,7 +64,7 @@ def _run_workers(
     sockets: list[socket.socket],
     signals: Signals,
     embedded: Embedded | None,
-    standin: "StandIn | None",
+    helpers: "Sequence[Helper]",
 ) -> int:
     from dispatch.app import run_node
 
@@ -70,13 +72,13 @@ def _run_workers(
         run_node(config, uuid.uuid4(), sock, ready)
 
     def announce() -> None:
-        if standin is not None:
-            standin.await_ready()
+        for helper in helpers:
+            helper.await_ready()
         print(f"listening on http://{bracketed(config.host)}:{config.port}", flush=True)
 
     def look_after() -> None:
-        if standin is not None:
-            standin.revive()
+        for helper in helpers:
+            helper.revive()
         if embedded is not None:
             try:
                 for name in embedded.revive():
@@ -148,33 +150,24 @@ async def prepare_database(database_url: str) -> None:
         )
 
 
-class StandIn:
-    """The stand-in for Stripe, a child of ours. Its ledger is in the embedded servers' folder."""
+class Helper:
+    """A child of ours that stands in for somebody else's server, where nobody else's is set."""
 
-    def __init__(self, config: Config, port: int) -> None:
+    def __init__(
+        self, name: str, port: int, folder: Path, argv: Sequence[str], secrets: Mapping[str, str]
+    ) -> None:
+        """Starts `python -m ARGV` with the port and the folder, which is for its owner only."""
+        self._name = name
         self._port = port
-        self._folder = config.data_dir / "stripe"
-        self._webhook_url = (
-            f"http://{bracketed(reachable(config.host))}:{config.port}/api/stripe/webhook"
-        )
-        self._secrets = {
-            "STRIPE_SECRET_KEY": config.stripe_secret_key,
-            "STRIPE_WEBHOOK_SECRET": config.stripe_webhook_secrets[0],
-        }
+        self._folder = folder
+        self._argv = (*argv, "--port", str(port), "--data-dir", str(folder.resolve()))
+        self._secrets = secrets
         self._process = self._spawn()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        options = {
-            "--port": str(self._port),
-            "--data-dir": str(self._folder.resolve()),
-            "--webhook-url": self._webhook_url,
-        }
         return children.spawn(
-            [
-                *(sys.executable, "-m", "dispatch.stripe_standin"),
-                *(part for option in options.items() for part in option),
-            ],
+            [sys.executable, "-m", *self._argv],
             cwd=Path(__file__).parent.parent,  # where `-m` finds this package, installed or not
             environ={**os.environ, **self._secrets},
             death_signal=signal.SIGTERM,
@@ -183,15 +176,15 @@ class StandIn:
     def await_ready(self) -> None:
         """Raises StartError when it ends or takes too long."""
         children.wait_until(
-            lambda: self._answers() or self._process.poll() is not None, STANDIN_SECONDS
+            lambda: self._answers() or self._process.poll() is not None, HELPER_SECONDS
         )
         if not self._answers():
-            raise StartError(f"the stand-in for Stripe does not start on port {self._port}")
+            raise StartError(f"{self._name} does not start on port {self._port}")
 
     def revive(self) -> None:
-        """Start it again if it has ended; it continues from its ledger."""
+        """Start it again if it has ended; it continues from its folder."""
         if self._process.poll() is not None:
-            say("the stand-in for Stripe had ended and is started again")
+            say(f"{self._name} had ended and is started again")
             self._process = self._spawn()
 
     def stop(self) -> None:
@@ -203,3 +196,28 @@ class StandIn:
         except OSError:
             return False
         return True
+
+
+def _helpers(config: Config, embedded: Embedded) -> Iterator[Helper]:
+    """What stands in for what is not configured, started one by one."""
+    if config.sources.get("stripe_api_base") == "embedded":
+        here = f"http://{bracketed(reachable(config.host))}:{config.port}"
+        webhooks = ("--webhook-url", f"{here}/api/stripe/webhook")
+        yield Helper(
+            "the stand-in for Stripe",
+            embedded.stripe_port,
+            config.data_dir / "stripe",
+            ("dispatch.stripe_standin", *webhooks),
+            {
+                "STRIPE_SECRET_KEY": config.stripe_secret_key,
+                "STRIPE_WEBHOOK_SECRET": config.stripe_webhook_secrets[0],
+            },
+        )
+    if config.sources.get("smtp_url") == "embedded":
+        yield Helper(
+            "the server that keeps mails",
+            embedded.mail_port,
+            config.data_dir / "mails",
+            ("dispatch.mail_sink",),
+            {},
+        )

@@ -1,21 +1,25 @@
-"""The directory of workshops, for anybody who asks (W1).
+"""What is shown of workshops: the directory to anybody (W1), its people to a workshop (W3).
 
-One job: pages of the workshops that have a mechanic to offer work to now. Who is online is the
-mirror in Postgres, about a second late, so the directory may be a second old as well: however many
-ask a node, it reads at most one directory a second (30 ms of Postgres for a thousand workshops),
-and asking, for which nobody needs an account, cannot slow down dispatching. Imports `database`,
+One job: pages of the workshops that have a mechanic to offer work to now, and of the mechanics of
+one. Who is online is, in the directory, the mirror in Postgres, about a second late, so the
+directory may be a second old as well: however many ask a node, it reads at most one directory a
+second (30 ms of Postgres for a thousand workshops), and asking, for which nobody needs an account,
+cannot slow down dispatching. Imports `core`, `database`, `errors`, `invites`, `presence`,
 `protocol` and `queries`; raises `Unavailable` when Postgres is away.
 """
 
 import asyncio
 import time
-from typing import Final
+from typing import Final, Literal
 from uuid import UUID
 
 from msgspec import Struct
 
-from dispatch import queries
+from dispatch import invites, queries
 from dispatch.database import Pool, unavailable_when_lost
+from dispatch.errors import Forbidden
+from dispatch.invites import OpenInvite
+from dispatch.presence import PresenceRegistry
 from dispatch.protocol import timestamp
 
 FRESH_SECONDS: Final = 1.0
@@ -83,3 +87,73 @@ class Directory:
 
 def _succeeded(read: asyncio.Task[list[Workshop]]) -> bool:
     return not read.cancelled() and read.exception() is None
+
+
+# --- its own people -------------------------------------------------------------------------------
+
+
+class Colleague(Struct, frozen=True, kw_only=True):
+    """A mechanic as her workshop sees her.
+
+    `available` is what she says, `approved` what we say, and both what routing asks for.
+    """
+
+    mechanic_id: UUID
+    name: str
+    email: str
+    presence: Literal["online", "offline", "unknown"]
+    available: bool
+    approved: bool
+    is_specialist: bool
+    live_sessions: int
+    rating: float | None
+    sessions_served: int
+
+
+class Panel(Struct, frozen=True, kw_only=True):
+    """A workshop, a part of its mechanics (by name) and of how many, and all its open invites."""
+
+    workshop_id: UUID
+    workshop_name: str
+    workshop_status: Literal["pending", "active", "suspended"]
+    mechanics: list[Colleague]
+    total: int
+    limit: int
+    offset: int
+    invites: list[OpenInvite]
+
+
+async def panel(
+    pool: Pool, presence: PresenceRegistry, member_id: UUID, limit: int, offset: int
+) -> Panel:
+    """What this user may see of the workshop that she acts for. Forbidden where there is none."""
+    async with unavailable_when_lost():
+        workshop = await pool.fetchrow(_SQL["workshop_of"], member_id)
+        if workshop is None:
+            raise Forbidden("you act for no workshop")
+        rows = await pool.fetch(_SQL["mechanics"], workshop["id"], limit, offset)
+    here = await presence.look_up([row["mechanic_id"] for row in rows])
+    return Panel(
+        workshop_id=workshop["id"],
+        workshop_name=workshop["name"],
+        workshop_status=workshop["status"],
+        mechanics=[
+            Colleague(
+                mechanic_id=row["mechanic_id"],
+                name=row["mechanic_name"],
+                email=row["email"],
+                presence=here[row["mechanic_id"]].presence.value,
+                available=row["available"],
+                approved=row["approved"],
+                is_specialist=row["is_specialist"],
+                live_sessions=row["live_sessions"],
+                rating=row["rating"],
+                sessions_served=row["sessions_served"],
+            )
+            for row in rows
+        ],
+        total=workshop["mechanics"],
+        limit=limit,
+        offset=offset,
+        invites=await invites.of_workshop(pool, workshop["id"]),
+    )

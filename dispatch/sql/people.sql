@@ -19,10 +19,37 @@ UPDATE users SET token_epoch = token_epoch + 1 WHERE id = $1 RETURNING token_epo
 -- name: create_customer
 -- Name, e-mail, password hash. Gives the id; users_email_key when the e-mail is taken.
 WITH person AS (
-    INSERT INTO users (name, email, password_hash, role) VALUES ($1, $2, $3, 'customer')
-    RETURNING id
+    INSERT INTO users (name, email, password_hash, role, email_claimed)
+    VALUES ($1, $2, $3, 'customer', true) RETURNING id
 )
 INSERT INTO customers (id) SELECT id FROM person RETURNING id;
+
+-- name: create_mechanic
+-- The same of an independent mechanic, who waits for an approval.
+WITH person AS (
+    INSERT INTO users (name, email, password_hash, role, email_claimed)
+    VALUES ($1, $2, $3, 'mechanic', true) RETURNING id
+)
+INSERT INTO mechanics (id) SELECT id FROM person RETURNING id;
+
+-- name: create_workshop
+-- The same of a workshop's first member; then the workshop's id, name and e-mail. It waits for an approval.
+WITH person AS (
+    INSERT INTO users (name, email, password_hash, role, email_claimed)
+    VALUES ($1, $2, $3, 'workshop', true) RETURNING id
+), workshop AS (
+    INSERT INTO organizations (id, name, email) VALUES ($4, $5, $6) RETURNING id
+)
+INSERT INTO organization_members (organization_id, user_id)
+SELECT workshop.id, person.id FROM workshop, person
+RETURNING user_id;
+
+-- name: user_of_identity
+-- Whom an identity provider knows by this name: issuer, subject. No row where her account is disabled,
+-- or her tokens were made void at or after the time ($3) at which this one was issued.
+SELECT id, role, token_epoch FROM users
+ WHERE issuer = $1 AND subject = $2 AND disabled_at IS NULL
+   AND (revoked_at IS NULL OR revoked_at < $3)
 
 -- name: create_admin
 -- Name, e-mail, password hash. Gives the id; users_email_key when the e-mail is taken.

@@ -22,7 +22,6 @@ from dispatch.errors import (
     RateLimited,
     Unavailable,
 )
-from dispatch.ratelimit import KeyedRate
 from tests.support import JWT_SECRET, eventually
 
 EMAIL = "ada@drivers.example"
@@ -53,8 +52,8 @@ async def away() -> AsyncIterator[Pool]:
         await close_pool(pool)
 
 
-def unlimited() -> KeyedRate:
-    return people.login_rate(0)
+def unlimited() -> people.Rates:
+    return people.Rates(0)
 
 
 async def log_in(pool: Pool, email: str = EMAIL, password: str = PASSWORD) -> people.LoggedIn:
@@ -178,7 +177,7 @@ async def test_a_refused_log_in_says_nothing_about_why(pool: Pool, ada: UUID) ->
 
 
 async def test_log_ins_for_one_email_are_limited_and_others_are_not(pool: Pool, ada: UUID) -> None:
-    rate = people.login_rate(5)
+    rate = people.Rates(5)
     for _ in range(5):
         with pytest.raises(NotAuthenticated):
             await people.log_in(pool, JWT_SECRET, rate, EMAIL, "a guess")
@@ -190,7 +189,7 @@ async def test_log_ins_for_one_email_are_limited_and_others_are_not(pool: Pool, 
 
 
 def test_the_limit_gives_one_log_in_back_each_fifth_of_a_minute() -> None:
-    rate = people.login_rate(5)
+    rate = people.rate_of(5)
     assert [rate.take(EMAIL, 1000.3) for _ in range(6)] == [True] * 5 + [False]
 
     assert not rate.take(EMAIL, 1012.2)

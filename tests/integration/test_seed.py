@@ -14,7 +14,7 @@ from dispatch.config import Config
 from dispatch.core.types import Role
 from dispatch.database import Pool, close_pool, open_pool
 from dispatch.errors import ConfigError, StartError, Unavailable
-from dispatch.people import login_rate
+from dispatch.people import Rates
 from dispatch.seed import City, Person, seed_demo
 from loadtest.people import City as PrintedCity
 
@@ -29,7 +29,7 @@ async def pool(config: Config) -> AsyncIterator[Pool]:
 async def role_of(pool: Pool, config: Config, person: Person) -> Role:
     """Logs in as printed, which must be the printed user."""
     logged_in = await people.log_in(
-        pool, config.jwt_secret, login_rate(0), person["email"], person["password"]
+        pool, config.jwt_secret, Rates(0), person["email"], person["password"]
     )
     assert str(logged_in.user_id) == person["user_id"]
     return logged_in.role
