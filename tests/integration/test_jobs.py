@@ -198,16 +198,15 @@ async def test_a_node_with_another_schedule_leaves_the_job_to_those_who_have_it(
     pool: Pool,
 ) -> None:
     """While a change of the configuration goes from node to node."""
-    old, new = Work(), Work()
-    async with running(pool, job(old, "weekly")):
-        await the_row(pool)
-        async with running(pool, job(new, "monthly")):
-            await eventually(lambda: is_by(pool, "monthly"))
-            await make_due(pool)
-            await eventually(lambda: has_run(pool))
+    old = Jobs(pool, [job(Work(), "weekly")], LOOK_SECONDS)
+    new = Jobs(pool, [job(Work(), "monthly")], LOOK_SECONDS)
+    await old._register()
+    await new._register()
+    await make_due(pool)
 
-    assert (old.done, new.done) == (0, 1)
-    assert (await the_row(pool))["due_at"] == next_run("monthly", datetime.now(UTC))
+    claims = [await node._claim() for node in (old, new)]
+
+    assert [len(each) for each in claims] == [0, 1]
 
 
 async def test_whoever_ran_it_by_the_schedule_before_says_nothing_of_the_next_time(

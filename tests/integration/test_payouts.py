@@ -349,10 +349,11 @@ async def test_a_refund_while_a_payout_fails_only_makes_the_next_one_less(desk: 
     await desk.refund(sold, 500)
     await desk.disable(await desk.account_of(mechanic_id))
 
+    await desk.transfer(made.payout_id)
+    (reversal,) = await desk.reversals(made.payout_id)
     async with running(desk.outbox()):
         await eventually(desk.is_delivered)
 
-    (reversal,) = await desk.reversals(made.payout_id)
     assert reversal["status"] == "void"
     await desk.enable(await desk.account_of(mechanic_id))
     assert [each.amount_cents for each in (await desk.run()).made] == [400]
