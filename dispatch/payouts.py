@@ -254,7 +254,7 @@ async def _send(pool: Pool, stripe: StripeClient, payout: _Payout) -> Transfer |
         # It must not have failed for us and be there at Stripe, whatever else went wrong.
         transfer = await stripe.transfer_of(payout.id)
         if transfer is None:
-            log.warning("payout %s failed: %s", payout.id, refused.message)
+            log.error("payout %s failed: %s", payout.id, refused.message)
             await _settle(pool, payout.id, "failed", None, _why(refused))
         return transfer
 

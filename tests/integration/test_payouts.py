@@ -193,7 +193,7 @@ async def test_what_is_refunded_while_a_payout_is_made_is_not_in_it(desk: Paydes
 
 
 async def test_a_payout_that_stripe_refuses_has_failed_and_is_in_the_next_run(
-    desk: Paydesk,
+    desk: Paydesk, caplog: pytest.LogCaptureFixture
 ) -> None:
     mechanic_id = await desk.mechanic()
     payout_id = await desk.payout(mechanic_id)
@@ -210,6 +210,7 @@ async def test_a_payout_that_stripe_refuses_has_failed_and_is_in_the_next_run(
         await eventually(desk.is_delivered)
 
     assert (failed["status"], failed["stripe_transfer_id"]) == ("failed", None)
+    assert [each.startswith(f"payout {payout_id} failed: ") for each in alarms(caplog)] == [True]
     assert "insufficient_capabilities_for_transfer" in failed["note"]
     assert (made.amount_cents, made.payout_id != payout_id) == (1600, True)
     assert await desk.balance(mechanic_id) == 1600
