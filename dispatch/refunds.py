@@ -9,6 +9,7 @@ It fails with `Unavailable` (the same call again is right) and `StripeFailed`: S
 good, and the payment is `held` for a person.
 """
 
+import logging
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -20,6 +21,8 @@ from dispatch import queries
 from dispatch.database import Connection, Pool, transaction, unavailable_when_lost
 from dispatch.errors import Unavailable
 from dispatch.stripe_client import StripeClient, StripeFailed, our_id
+
+log = logging.getLogger(__name__)
 
 _SQL: Final = queries.load("refunds")
 
@@ -115,16 +118,16 @@ async def _hold(pool: Pool, payment_id: UUID, why: str) -> None:
 # --- keeping our rows what Stripe's are -----------------------------------------------------------
 
 
-async def payment_of(pool: Pool, shown: Mapping[str, Any]) -> tuple[UUID, str] | None:
-    """Our payment, and its intent, of a charge or refund at Stripe; None where it is not ours."""
-    intent = shown.get("payment_intent")
-    if not isinstance(intent, str):
+async def payment_of(
+    pool: Pool, payment_intent: str | None, metadata: Mapping[str, str] | None
+) -> UUID | None:
+    """Our payment of a charge, refund or dispute at Stripe; None where it is not ours."""
+    if payment_intent is None:
         return None
+    ours = our_id(metadata, "payment_id")
     async with unavailable_when_lost():
-        row = await pool.fetchrow(
-            _SQL["payment_of_charge"], our_id(shown.get("metadata"), "payment_id"), intent
-        )
-    return None if row is None else (row["id"], intent)
+        found: UUID | None = await pool.fetchval(_SQL["payment_of_charge"], ours, payment_intent)
+    return found
 
 
 async def read(pool: Pool, stripe: StripeClient, payment_id: UUID, payment_intent: str) -> Reading:
@@ -167,6 +170,9 @@ async def write(connection: Connection, reading: Reading) -> Status:
     if row is None:
         return "known"
     status = _status_after(row, reading)
+    given_back = reading.refunded_cents + row["credited_cents"]
+    if row["received_cents"] is not None and given_back > row["received_cents"]:
+        log.error("more of payment %s was given back than came in", reading.payment_id)
     await connection.execute(
         _SQL["write_refunds"],
         reading.payment_id,

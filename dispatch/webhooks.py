@@ -15,6 +15,9 @@ import logging
 from datetime import timedelta
 from typing import Any, Final
 
+import msgspec
+from msgspec import Struct
+
 from dispatch import connect, payments, payouts, queries, refunds
 from dispatch.config import Config, is_live_key
 from dispatch.database import Connection, Pool, transaction, unavailable_when_lost
@@ -25,6 +28,7 @@ from dispatch.stripe_client import (
     CheckoutSession,
     StripeClient,
     StripeFailed,
+    StripeWord,
     WebhookEvent,
     our_id,
     verify_webhook,
@@ -158,36 +162,50 @@ async def _changed(
     return await _remember(pool, event, outcome)
 
 
+class _Thing(Struct, frozen=True):
+    """What we read of an object that has changed: enough to find the row that it belongs to."""
+
+    id: StripeWord
+    payment_intent: StripeWord | None = None
+    status: StripeWord | None = None
+    metadata: dict[str, str] | None = None
+
+
 async def _read_again(
-    pool: Pool, stripe: StripeClient, event: WebhookEvent, shown: dict[str, Any]
+    pool: Pool, stripe: StripeClient, event: WebhookEvent, object_: dict[str, Any]
 ) -> Outcome:
+    if event.type not in TYPES:
+        return Outcome(result="ignored")
+    try:
+        shown = msgspec.convert(object_, _Thing)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"the webhook is not about what it says: {error}") from None
     if event.type in _ACCOUNTS:
-        account_id = event.account or shown.get("id")
-        known = isinstance(account_id, str) and await connect.refresh(pool, stripe, account_id)
+        # What was disconnected is an application, and the account is the event's.
+        known = await connect.refresh(pool, stripe, event.account or shown.id)
         return Outcome(result="noted" if known else "ignored")
     if event.account is not None:
         return Outcome(result="ignored")
     if event.type == "charge.refunded" or (
-        event.type in _REFUNDS and shown.get("status") in refunds.UNDONE
+        event.type in _REFUNDS and shown.status in refunds.UNDONE
     ):
         return await _refunded(pool, stripe, shown)
     if event.type in _DISPUTES:
-        found = await refunds.payment_of(pool, shown)
-        alarm = f"a dispute of payment {found[0] if found else 'of nobody'}: {shown.get('status')}"
+        payment_id = await refunds.payment_of(pool, shown.payment_intent, shown.metadata)
+        alarm = f"a dispute of payment {payment_id or 'of nobody'}: {shown.status}"
         return Outcome(result="noted", alarm=alarm)
     if event.type in _TRANSFERS:
-        payout_id = our_id(shown.get("metadata"), "payout_id")
+        payout_id = our_id(shown.metadata, "payout_id")
         known = payout_id is not None and await payouts.refresh(pool, stripe, payout_id)
         return Outcome(result="noted" if known else "ignored")
     return Outcome(result="ignored")
 
 
-async def _refunded(pool: Pool, stripe: StripeClient, shown: dict[str, Any]) -> Outcome:
-    found = await refunds.payment_of(pool, shown)
-    if found is None:
+async def _refunded(pool: Pool, stripe: StripeClient, shown: _Thing) -> Outcome:
+    payment_id = await refunds.payment_of(pool, shown.payment_intent, shown.metadata)
+    if payment_id is None or shown.payment_intent is None:
         return Outcome(result="ignored")
-    payment_id, payment_intent = found
-    match await refunds.refresh(pool, stripe, payment_id, payment_intent):
+    match await refunds.refresh(pool, stripe, payment_id, shown.payment_intent):
         case "refunded":
             return Outcome(result="refunded")
         case "held":

@@ -39,7 +39,7 @@ SELECT status, payment_intent FROM payments WHERE id = $1
 -- name: payment_of_charge
 -- The payment that a charge or a refund at Stripe belongs to: by its intent, or by our own id from the
 -- metadata while the intent is not known.
-SELECT id, payment_intent FROM payments
+SELECT id FROM payments
  WHERE payment_intent = $2 OR (id = $1 AND payment_intent IS NULL)
  ORDER BY payment_intent NULLS LAST LIMIT 1
 
