@@ -305,6 +305,7 @@ CREATE TABLE slots (
     CHECK (ends_at > starts_at),
     CONSTRAINT slots_not_overfull CHECK (taken BETWEEN 0 AND capacity)
 );
+CREATE INDEX slots_ends_at_idx ON slots (ends_at);
 
 -- What the customer asked for, before money; the truth that a checkout is held against.
 CREATE TABLE intakes (
@@ -823,7 +824,8 @@ CREATE CONSTRAINT TRIGGER credit_transaction_balances AFTER INSERT ON credit_ent
 -- Effects to be delivered outside the database, each once, by whichever node claims it.
 CREATE TABLE outbox (
     id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    kind            text NOT NULL CHECK (kind IN ('refund', 'transfer', 'reversal', 'push', 'mail')),
+    kind            text NOT NULL CHECK (kind IN ('refund', 'transfer', 'reversal', 'push', 'mail',
+                    'room')),
     idempotency_key text NOT NULL UNIQUE,
     payload         jsonb NOT NULL,
     attempts        integer NOT NULL DEFAULT 0,
@@ -1351,12 +1353,14 @@ CREATE TRIGGER session_request_populate_workshop
 
 -- The judge (O1, O2): whether this mechanic gets this round. One winner a round, the same verdict
 -- for the same accept_id, nothing stored for a round that does not exist. Who was not meant gets
--- `not_found`, the same as for an unknown round.
+-- `not_found`, the same as for an unknown round. With p_assigned_by an admin gives it to her: then it
+-- does not matter whose stage it is and whether she was excluded, and all else does.
 --
 -- Returns verdict, reason, the request and session, and for a fresh win the entry for the boards.
 CREATE FUNCTION accept_offer(
     p_offer_id uuid, p_mechanic_id uuid, p_accept_id uuid,
-    p_capacity integer, p_join interval, p_message text, p_policy_id uuid DEFAULT NULL
+    p_capacity integer, p_join interval, p_message text, p_policy_id uuid DEFAULT NULL,
+    p_assigned_by uuid DEFAULT NULL
 ) RETURNS TABLE (verdict text, reason text, request_id uuid, session_id uuid, entry json)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -1413,11 +1417,12 @@ BEGIN
     ELSIF NOT v_current AND round_.mechanic_id = p_mechanic_id THEN
         reason := 'cancelled';  -- she gave it back
     ELSIF NOT coalesce(m.approved, false)
-       OR (v_current AND p_mechanic_id = ANY (r.excluded_mechanic_ids))
+       OR (v_current AND p_mechanic_id = ANY (r.excluded_mechanic_ids) AND p_assigned_by IS NULL)
        OR (r.is_specialist AND NOT m.is_specialist)
        OR (r.status IN ('scheduled', 'pending') AND r.stage IS NULL)
-       OR (r.stage = 'priority' AND p_mechanic_id IS DISTINCT FROM r.preferred_mechanic_id)
-       OR ((r.stage = 'preferred' OR r.routing_type = 'workshop_only')
+       OR (r.stage = 'priority' AND p_mechanic_id IS DISTINCT FROM r.preferred_mechanic_id
+           AND p_assigned_by IS NULL)
+       OR (((r.stage = 'preferred' AND p_assigned_by IS NULL) OR r.routing_type = 'workshop_only')
            AND m.workshop_id IS DISTINCT FROM r.preferred_workshop_id) THEN
         reason := 'not_found';
     ELSIF NOT v_current OR r.status <> 'pending' THEN
@@ -1452,10 +1457,12 @@ BEGIN
         UPDATE offers o SET status = 'revoked'
          WHERE o.request_id = r.id AND o.generation = r.generation
            AND o.mechanic_id <> p_mechanic_id AND o.status IN ('issued', 'seen');
-        INSERT INTO session_events (session_id, type, user_id, at, version, policy_id, event)
+        INSERT INTO session_events (session_id, type, user_id, at, version, policy_id, event, metadata)
         VALUES (r.session_id, 'accepted', p_mechanic_id, v_now, r.version + 1, p_policy_id,
                 jsonb_build_object('type', 'Accept', 'candidate', to_jsonb(m),
-                                   'offer_id', p_offer_id, 'accept_id', p_accept_id));
+                                   'offer_id', p_offer_id, 'accept_id', p_accept_id,
+                                   'assigned_by', p_assigned_by),
+                jsonb_strip_nulls(jsonb_build_object('assigned_by', p_assigned_by)));
         SELECT e.entry INTO entry FROM booking_entries e WHERE e.request_id = r.id;
     END IF;
 

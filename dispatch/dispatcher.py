@@ -23,7 +23,7 @@ import asyncpg
 from msgspec import Struct
 from msgspec.structs import replace
 
-from dispatch import push, refunds
+from dispatch import push, refunds, video
 from dispatch.audience import Audience
 from dispatch.audit import Audit
 from dispatch.board import Board
@@ -58,7 +58,7 @@ from dispatch.core.types import (
     Widen,
 )
 from dispatch.database import Connection
-from dispatch.errors import Conflict, NotFound, Unavailable
+from dispatch.errors import BadRequest, Conflict, NotFound, Unavailable
 from dispatch.fanout import Fanout
 from dispatch.hints import BookingChanged, Entry, Hint, MechanicChanged
 from dispatch.metrics import Metrics
@@ -118,9 +118,10 @@ class Dispatcher:
         policy: Policy,
         policy_id: UUID,
         push_urgent_below: int | None,
+        has_video: bool,
     ) -> None:
         """`push_urgent_below`: an urgent booking is pushed where fewer mechanics than that are
-        online; None where there is no web push at all."""
+        online; None where there is no web push at all. `has_video`: rooms are to be closed."""
         self._store = store
         self._board = board
         self._fanout = fanout
@@ -136,6 +137,7 @@ class Dispatcher:
         self._policy = policy
         self._policy_id = policy_id
         self._push_urgent_below = push_urgent_below
+        self._has_video = has_video
         self._firing: set[UUID] = set()
         self._due: deque[UUID] = deque()  # whose timers have fired
         self._firers = 0
@@ -266,7 +268,13 @@ class Dispatcher:
         self._metrics.accept("taken", 0.0)
         return Answer(reason="taken")
 
-    async def _judge(self, mechanic_id: UUID, offer_id: UUID, accept_id: UUID) -> Answer:
+    async def _judge(
+        self,
+        mechanic_id: UUID,
+        offer_id: UUID,
+        accept_id: UUID,
+        assigned_by: UUID | None = None,
+    ) -> Answer:
         try:
             verdict = await self._store.accept(
                 offer_id,
@@ -276,6 +284,7 @@ class Dispatcher:
                 join_seconds=self._policy.join_seconds,
                 message=messages.ACCEPTED,
                 policy_id=self._policy_id,
+                assigned_by=assigned_by,
             )
         except asyncpg.UniqueViolationError:  # the backstop: her slot was taken meanwhile
             return Answer(reason="busy")
@@ -401,6 +410,37 @@ class Dispatcher:
             raise NotFound("no such request")
         return entry
 
+    # --- admins
+
+    async def assign(self, admin_id: UUID, request_id: UUID, mechanic_id: UUID) -> Entry:
+        """Gives an open booking to a mechanic by hand, through the same judge.
+
+        She must be approved, available and below capacity, and such as the customer asked for (a
+        specialist, of the chosen workshop for `workshop_only`). Whose stage it is, and whether she
+        was excluded, does not matter. Raises `Conflict` with the judge's reason.
+        """
+        entry = await self._store.entry(request_id)
+        if entry is None:
+            raise NotFound("no such request")
+        if await self._store.candidate(mechanic_id) is None:
+            raise BadRequest("mechanic_id: there is no such mechanic")
+        booking = entry.booking
+        if booking.stage is None and booking.status in (
+            RequestStatus.SCHEDULED,
+            RequestStatus.PENDING,
+        ):
+            raise Conflict("not_open", "this request is not open yet")
+        answer = await self._judge(mechanic_id, booking.offer_id, uuid4(), admin_id)
+        match answer.reason:
+            case None:
+                won = await self._store.entry(request_id)
+                assert won is not None
+                return self._newest(won)
+            case "not_found":
+                raise Conflict("not_eligible", "this mechanic may not serve this request")
+            case reason:
+                raise Conflict(reason, f"this request cannot be given to her: {reason}")
+
     # --- both
 
     async def join(self, user_id: UUID, role: Role, session_id: UUID) -> Entry:
@@ -466,6 +506,8 @@ class Dispatcher:
             changed = decision.booking is not before
             after = await self._write(locked, event, decision) if changed else locked.entry
             queued = await self._queue(locked, after.booking, decision.effects)
+            if self._has_video and _has_left_room(before, after.booking):
+                queued |= await video.queue_close(locked.connection, before)
         if changed:
             self._announce(after)
         if queued:
@@ -562,3 +604,8 @@ class Dispatcher:
             self._due.clear()
         finally:
             self._firers -= 1
+
+
+def _has_left_room(before: Booking, after: Booking) -> bool:
+    """Whether the two who had this round of the booking are not in it together any more."""
+    return before.status is RequestStatus.ACCEPTED and after.status is not RequestStatus.ACCEPTED

@@ -409,14 +409,7 @@ class Fanout:
             else:
                 self._rule_out(mechanic, entry.booking, reason)
         candidate = mechanic.candidate
-        return sorted(
-            eligible,
-            key=lambda entry: (
-                not entry.booking.urgent,
-                -routing.terms(entry.booking, candidate).score,
-                entry.booking.created_at,
-            ),
-        )
+        return sorted(eligible, key=lambda entry: routing.rank(entry.booking, candidate))
 
     def show(
         self, mechanic: OnlineMechanic, entry: Entry, to: Iterable[Socket] | None = None

@@ -34,6 +34,7 @@ from dispatch.endpoints.operators import Operators
 from dispatch.endpoints.people import People
 from dispatch.endpoints.push import Push
 from dispatch.endpoints.sessions import Sessions
+from dispatch.endpoints.slots import Slots
 from dispatch.endpoints.workshops import Workshops
 from dispatch.errors import Conflict, DispatchError, Forbidden, NotAuthenticated
 from dispatch.node import Node
@@ -48,6 +49,7 @@ AREAS: Final[tuple[type[Area], ...]] = (
     Sessions,
     Mechanics,
     Workshops,
+    Slots,
     Push,
     Earnings,
     Money,

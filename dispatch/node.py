@@ -61,6 +61,7 @@ from dispatch.store import Store
 from dispatch.stripe_client import StripeClient
 from dispatch.tasks import Tasks
 from dispatch.timers import Clock, Sweep
+from dispatch.video import Video
 from dispatch.waterfall import Waterfall
 
 log = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ class Node:
         )
         self.fanout = self._make_fanout()
         self.web_push = WebPush.of(config)
+        self.video = Video.of(config)
         self.mailer = Mailer.of(config)
         self.mechanics = Mechanics(
             pool, self.presence, self.clock.now, web_push=self.web_push is not None
@@ -163,6 +165,8 @@ class Node:
             "transfer": partial(payouts.deliver_transfer, self.pool, self.stripe),
             "reversal": partial(payouts.deliver_reversal, self.pool, self.stripe),
         }
+        if self.video is not None:
+            deliver["room"] = partial(self._close_room, self.video)
         if self.web_push is not None:
             capacity = self.config.mechanic_capacity
             deliver["push"] = partial(push.deliver, self.store, self.web_push, capacity)
@@ -170,6 +174,9 @@ class Node:
             secret, public_url = self.config.jwt_secret, self.config.public_url
             deliver["mail"] = partial(invites.deliver, self.pool, self.mailer, secret, public_url)
         return deliver
+
+    async def _close_room(self, video: Video, payload: dict[str, Any]) -> None:
+        await video.close_room(payload, self.clock.now())
 
     def _jobs(self) -> list[Job]:
         """What the cluster does at a time, whichever node is first to see that it is due."""
@@ -205,6 +212,7 @@ class Node:
             policy=config.policy(),
             policy_id=policy_id,
             push_urgent_below=None if self.web_push is None else config.push_urgent_below,
+            has_video=self.video is not None,
         )
 
     def _make_chats(self) -> Chats:
@@ -291,6 +299,7 @@ class Node:
             "bus": self.bus.close(),
             "stripe": self.stripe.close(),
             **({} if self.web_push is None else {"web push": self.web_push.close()}),
+            **({} if self.video is None else {"video": self.video.close()}),
             **({} if self.identity_provider is None else {"jwks": self.identity_provider.close()}),
             "pool": close_pool(self.pool),
         }

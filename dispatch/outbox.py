@@ -33,7 +33,7 @@ LOOK_SECONDS: Final = 1.0
 FORGET_SECONDS: Final = 600.0
 # Of each kind at once: half of the pool, because people come first. A notification mostly waits for
 # somebody else's server, and one that hangs must not keep the others.
-CONCURRENCY: Final = {"refund": 4, "transfer": 4, "reversal": 4, "push": 32, "mail": 4}
+CONCURRENCY: Final = {"refund": 4, "transfer": 4, "reversal": 4, "push": 32, "mail": 4, "room": 4}
 # Three attempts of Stripe's client and its pauses, all hanging; the lease outlasts it.
 DELIVERY_SECONDS: Final = {
     "refund": 90.0,
@@ -41,6 +41,7 @@ DELIVERY_SECONDS: Final = {
     "reversal": 90.0,
     "push": 12.0,
     "mail": 60.0,
+    "room": 12.0,
 }
 _OF_STRIPE: Final = timedelta(seconds=120)
 LEASE: Final = {
@@ -49,6 +50,7 @@ LEASE: Final = {
     "reversal": _OF_STRIPE,
     "push": timedelta(seconds=15),
     "mail": timedelta(seconds=75),
+    "room": timedelta(seconds=15),
 }
 # 1 s, 2 s, 4 s … then every hour: most of two days, which outlasts an outage and the day for
 # which Stripe repeats a refusal under the same key.
@@ -130,7 +132,7 @@ class Outbox:
         return [_effect(row) for row in claimed]
 
     async def _forget(self) -> None:
-        """Notifications and mails that are settled for a day; money is kept."""
+        """Notifications, mails and rooms that are settled for a day; money is kept."""
         try:
             async with unavailable_when_lost():
                 await self._pool.execute(_SQL["forget"])

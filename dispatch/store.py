@@ -228,11 +228,16 @@ class Store:
         join_seconds: float,
         message: str,
         policy_id: UUID,
+        assigned_by: UUID | None = None,
     ) -> Verdict:
-        """Asks the judge, once: one round trip, one transaction (O1, O2)."""
+        """Asks the judge, once: one round trip, one transaction (O1, O2).
+
+        `assigned_by`: the admin who gives it to her.
+        """
+        by = () if assigned_by is None else (assigned_by,)
         async with unavailable_when_lost():
             row = await self.pool.fetchrow(
-                _SQL["accept_offer"],
+                _SQL["assign" if by else "accept_offer"],
                 offer_id,
                 mechanic_id,
                 accept_id,
@@ -240,6 +245,7 @@ class Store:
                 timedelta(seconds=join_seconds),
                 message,
                 policy_id,
+                *by,
             )
         assert row is not None
         return Verdict(

@@ -335,7 +335,7 @@ def _accept(booking: Booking, event: Accept, now: datetime, policy: Policy) -> D
     candidate = event.candidate
     if event.offer_id != booking.offer_id:
         return _reject(booking, event, "not_found")
-    if booking.stage is None or routing.not_meant(booking, candidate) is not None:
+    if booking.stage is None or not _is_meant(booking, event):
         return _reject(booking, event, "not_found")
     if booking.expires_at <= now:
         return _reject(booking, event, "expired")
@@ -431,13 +431,18 @@ def _summons(booking: Booking) -> tuple[Summon, ...]:
 # --- after an accept ------------------------------------------------------------------------------
 
 
+def _is_meant(booking: Booking, event: Accept) -> bool:
+    offered = booking if event.assigned_by is None else routing.by_hand(booking)
+    return routing.not_meant(offered, event.candidate) is None
+
+
 def _accept_late(booking: Booking, event: Accept, now: datetime, policy: Policy) -> Decision:
     """The round is over. Its winner has won; who was never meant must not learn that it existed."""
     if event.offer_id != booking.offer_id:
         return _reject(booking, event, "not_found")
     if event.candidate.mechanic_id == booking.mechanic_id:
         return Decision(booking)
-    if routing.not_meant(booking, event.candidate) is not None:
+    if not _is_meant(booking, event):
         return _reject(booking, event, "not_found")
     taken = booking.mechanic_id is not None
     return _reject(booking, event, "taken" if taken else booking.status.value)

@@ -11,9 +11,11 @@ each of its own mechanics; the judge in Postgres applies the same rules to the o
     priority_broadcast   priority: the favourite, 100     open: favourite 100, everyone 50
 """
 
+from datetime import datetime
 from typing import Final, Literal, assert_never
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from dispatch.core.types import Booking, Candidate, Routing, Stage
 
@@ -64,6 +66,12 @@ def not_meant(booking: Booking, candidate: Candidate) -> Exclusion | None:
     return None
 
 
+def by_hand(booking: Booking) -> Booking:
+    """The booking as it is looked at when an admin gives it to somebody: whoever could serve it in
+    its widest stage may have it, also who was passed over, has declined it or given it back."""
+    return replace(booking, stage=Stage.OPEN, excluded=())
+
+
 def exclusion(booking: Booking, candidate: Candidate, capacity: int) -> Exclusion | None:
     """Why this mechanic is not offered the booking in its present stage; None when she is (R5)."""
     reason = not_meant(booking, candidate)
@@ -95,6 +103,11 @@ def terms(booking: Booking, candidate: Candidate) -> Terms:
             return Terms(score, preferred=favourite, highlighted=favourite)
         case _:  # pragma: no cover - mypy proves that there is no other
             assert_never(booking.routing)
+
+
+def rank(booking: Booking, candidate: Candidate) -> tuple[bool, int, datetime]:
+    """By which offers are put in order: urgent first, then score, then the oldest."""
+    return not booking.urgent, -terms(booking, candidate).score, booking.created_at
 
 
 # Why somebody has the score that she has, by strategy.

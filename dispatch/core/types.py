@@ -200,11 +200,12 @@ class Seen(Struct, frozen=True, tag=True):
 
 
 class Accept(Struct, frozen=True, tag=True):
-    """A mechanic takes the round `offer_id`."""
+    """A mechanic takes the round `offer_id`; or an admin gives it to her (`assigned_by`)."""
 
     candidate: Candidate
     offer_id: UUID
     accept_id: UUID
+    assigned_by: UUID | None = None
 
 
 class Decline(Struct, frozen=True, tag=True):

@@ -3,9 +3,12 @@
 import time
 from typing import Final
 
+from dispatch import overviews
 from dispatch.endpoints.area import MECHANIC, Area, Asked, Path
 from dispatch.errors import RateLimited
+from dispatch.exchange import Page
 from dispatch.node import Node
+from dispatch.overviews import MechanicSessions
 from dispatch.ratelimit import KeyedRate
 from dispatch.why_no_offers import Answer, why_no_offers
 
@@ -24,13 +27,35 @@ class Mechanics(Area):
         return [
             Path(
                 "GET",
+                "/api/mechanic/sessions",
+                self.sessions,
+                roles=MECHANIC,
+                query=Page,
+                answer=MechanicSessions,
+                errors=("not_found",),
+            ),
+            Path(
+                "GET",
                 "/api/mechanic/why-no-offers",
                 self.why_no_offers,
                 roles=MECHANIC,
                 answer=Answer,
                 errors=("not_found", "rate_limited"),
-            )
+            ),
         ]
+
+    async def sessions(self, asked: Asked) -> MechanicSessions:
+        """The caller's live sessions, and a page of what she may take now, as offers are ranked."""
+        node, part = self.node, asked.query
+        return await overviews.of_mechanic(
+            node.store,
+            node.board,
+            asked.caller.user_id,
+            node.clock.now(),
+            capacity=node.config.mechanic_capacity,
+            limit=part.limit,
+            offset=part.offset,
+        )
 
     async def why_no_offers(self, asked: Asked) -> Answer:
         """What keeps her from offers, what is open, and what she was offered of late (R9)."""

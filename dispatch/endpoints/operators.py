@@ -9,11 +9,13 @@ from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dispatch import explain, fairness, handshake
+from dispatch import explain, fairness, handshake, overviews
+from dispatch.core.types import RequestStatus
 from dispatch.endpoints.area import ADMIN, Area, Asked, Path
 from dispatch.errors import Forbidden, NotAuthenticated
-from dispatch.exchange import bearer, error
+from dispatch.exchange import Page, bearer, error
 from dispatch.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
+from dispatch.protocol import BoardRequest
 
 
 class Candidates(Struct, frozen=True):
@@ -27,6 +29,18 @@ class Window(Struct, frozen=True):
     """How far back is looked."""
 
     hours: Annotated[int, Meta(ge=1, le=fairness.MAX_HOURS)] = fairness.HOURS
+
+
+class Assignment(Struct, frozen=True):
+    """`POST /api/admin/requests/{id}/assign`."""
+
+    mechanic_id: UUID
+
+
+class Wanted(Page, frozen=True):
+    """Which bookings are listed: those in one state, or else all that live."""
+
+    status: RequestStatus | None = None
 
 
 class Health(Struct, frozen=True):
@@ -57,6 +71,31 @@ class Operators(Area):
             ),
             Path(
                 "GET",
+                "/api/admin/requests",
+                self.requests,
+                roles=ADMIN,
+                query=Wanted,
+                answer=overviews.Requests,
+            ),
+            Path(
+                "POST",
+                "/api/admin/requests/{id}/assign",
+                self.assign,
+                roles=ADMIN,
+                body=Assignment,
+                answer=BoardRequest,
+                errors=(
+                    "not_open",
+                    "not_eligible",
+                    "unavailable",
+                    "busy",
+                    "taken",
+                    "expired",
+                    "cancelled",
+                ),
+            ),
+            Path(
+                "GET",
                 "/api/admin/mechanics/{id}/fairness",
                 self.fairness,
                 roles=ADMIN,
@@ -81,6 +120,25 @@ class Operators(Area):
         return await explain.explanation(
             self.node.pool, asked.id, policy, limit=part.limit, offset=part.offset
         )
+
+    async def requests(self, asked: Asked) -> overviews.Requests:
+        """Every live booking with its stage, deadlines and counts, the oldest first; or those in
+        one state."""
+        wanted: Wanted = asked.query
+        return await overviews.requests(
+            self.node.pool,
+            self.node.fanout.board_request,
+            wanted.status,
+            limit=wanted.limit,
+            offset=wanted.offset,
+        )
+
+    async def assign(self, asked: Asked) -> BoardRequest:
+        """Gives an open booking to a mechanic by hand, through the judge, on record. Whose stage it
+        is and whether she was excluded does not matter; all else does."""
+        form: Assignment = asked.body
+        entry = await self.node.dispatcher.assign(asked.caller.user_id, asked.id, form.mechanic_id)
+        return self.node.fanout.board_request(entry)
 
     async def fairness(self, asked: Asked) -> fairness.Fairness:
         """Whether a mechanic is treated as the others are."""

@@ -111,6 +111,10 @@ INSERT INTO policies (id, policy) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING
 -- The judge.
 SELECT verdict, reason, request_id, session_id, entry FROM accept_offer($1, $2, $3, $4, $5, $6, $7)
 
+-- name: assign
+-- The judge, for an admin who gives the round to a mechanic.
+SELECT verdict, reason, request_id, session_id, entry FROM accept_offer($1, $2, $3, $4, $5, $6, $7, $8)
+
 -- name: set_available
 -- A mechanic says whether she wants work.
 UPDATE mechanics SET available = $2 WHERE id = $1

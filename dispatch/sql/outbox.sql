@@ -25,10 +25,10 @@ UPDATE outbox SET failed_at = dispatch_now(), last_error = $3
  WHERE id = $1 AND attempts = $2 AND done_at IS NULL
 
 -- name: forget
--- Notifications and mails that were settled a day ago; their keys have kept them from being delivered
--- twice.
+-- Notifications, mails and rooms that were settled a day ago; their keys have kept them from being
+-- delivered twice.
 DELETE FROM outbox
- WHERE kind IN ('push', 'mail') AND next_try_at < dispatch_now() - interval '1 day'
+ WHERE kind IN ('push', 'mail', 'room') AND next_try_at < dispatch_now() - interval '1 day'
    AND (done_at IS NOT NULL OR failed_at IS NOT NULL)
 
 -- name: give_back

@@ -207,10 +207,12 @@ async def accept(
     accept_id: UUID | None = None,
     *,
     policy: Policy = POLICY,
+    assigned_by: UUID | None = None,
 ) -> Verdict:
     """What the judge says; a new `accept_id` unless one is given."""
+    by = () if assigned_by is None else (assigned_by,)
     row = await connection.fetchrow(
-        SQL["accept_offer"],
+        SQL["assign" if by else "accept_offer"],
         offer_id,
         mechanic_id,
         accept_id or uuid4(),
@@ -218,6 +220,7 @@ async def accept(
         timedelta(seconds=policy.join_seconds),
         messages.ACCEPTED,
         await keep(connection, policy),
+        *by,
     )
     assert row is not None
     return Verdict(

@@ -46,6 +46,7 @@ from tests.integration.rows import (
     add_customer,
     add_intake,
     add_mechanic,
+    add_user,
     add_workshop,
     book,
     candidate,
@@ -219,10 +220,15 @@ async def put_booking(connection: Connection, cast: Cast, state: State) -> Booki
     return booking
 
 
-@given(state=states(), known=facts, capacity=st.integers(1, 3))
+@given(
+    state=states(),
+    known=facts,
+    capacity=st.integers(1, 3),
+    by_hand=st.sampled_from([False, False, True]),
+)
 @examples
 async def test_the_judge_says_what_the_core_says_and_leaves_the_same_booking(
-    connection: Connection, cast: Cast, state: State, known: Facts, capacity: int
+    connection: Connection, cast: Cast, state: State, known: Facts, capacity: int, by_hand: bool
 ) -> None:
     policy = Policy(mechanic_capacity=capacity)
     async with rolled_back(connection):
@@ -230,14 +236,16 @@ async def test_the_judge_says_what_the_core_says_and_leaves_the_same_booking(
         booking = await put_booking(connection, cast, state)
         told = await candidate(connection, mechanic_id)
         round_ = (booking.offer_id, mechanic_id, uuid4())
+        admin_id = await add_user(connection, "admin") if by_hand else None
 
-        verdict = await accept(connection, *round_, policy=policy)
+        verdict = await accept(connection, *round_, policy=policy, assigned_by=admin_id)
         after = await read(connection, booking.request_id)
         again = await accept(connection, *round_, policy=policy)
         due = await stored_due_at(connection, booking.request_id)
 
     now = after.accepted_at if verdict.entry and after.accepted_at else booking.created_at
-    decision = decide(booking, Accept(told, booking.offer_id, round_[2]), now, policy)
+    event = Accept(told, booking.offer_id, round_[2], admin_id)
+    decision = decide(booking, event, now, policy)
     assert told == expected_candidate(cast, state, known)
     assert verdict.won == (decision.rejection is None)
     assert verdict.reason == (decision.rejection.code if decision.rejection else None)

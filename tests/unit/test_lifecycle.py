@@ -533,6 +533,35 @@ def test_an_accept_that_does_not_count_is_told_why(facts: dict[str, object], rea
     assert decision.rejection == Rejection(reason, "pending/preferred", "Accept")
 
 
+@pytest.mark.parametrize("given", [in_priority(), in_head_start(), opened(excluded=(BEN,))])
+def test_by_hand_it_is_given_to_whom_the_stage_is_not_meant_for(given: Booking) -> None:
+    event = replace(accept(given, BEN), assigned_by=uuid4())
+
+    decision = decide(given, event, at(1), POLICY)
+
+    assert decision.booking.mechanic_id == BEN
+    assert decision.effects == (Log("accepted", BEN),)
+    assert decide(given, accept(given, BEN), at(1), POLICY).rejection is not None
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"approved": False}, "not_found"),
+        ({"available": False}, "unavailable"),
+        ({"live_sessions": 1}, "busy"),
+    ],
+)
+def test_by_hand_too_she_must_be_able_to_take_it(facts: dict[str, object], reason: str) -> None:
+    given = in_priority()
+    event = replace(accept(given, BEN, **facts), assigned_by=uuid4())
+
+    decision = decide(given, event, at(1), POLICY)
+
+    assert decision.booking is given
+    assert decision.rejection == Rejection(reason, "pending/priority", "Accept")
+
+
 def test_an_accept_for_another_round_is_unknown() -> None:
     for given in (opened(), accepted()):
         decision = decide(given, Accept(candidate(BEN), uuid4(), uuid4()), at(11), POLICY)
