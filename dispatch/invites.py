@@ -158,8 +158,8 @@ Open this link to sign up, before {day}:
 
 {link}
 
-It works once, and only with the address that this mail came to. If you did not expect it, there is
-nothing that you need to do.
+It works once, and only with the address that this mail came to.
+If you did not expect it, there is nothing that you need to do.
 """
 
 

@@ -23,8 +23,8 @@ UPDATE workshop_invites SET withdrawn_at = dispatch_now()
 
 -- name: add
 -- Id, workshop, e-mail, name, the token's hash, who invites, for how long. Gives when it expires.
-INSERT INTO workshop_invites (id, workshop_id, email, name, token_hash, invited_by, expires_at)
-VALUES ($1, $2, $3, $4, $5, $6, dispatch_now() + $7::interval)
+INSERT INTO workshop_invites (id, workshop_id, email, name, token_hash, invited_by, created_at, expires_at)
+SELECT $1, $2, $3, $4, $5, $6, now, now + $7::interval FROM dispatch_now() AS now
 RETURNING expires_at
 
 -- name: queue_mail
