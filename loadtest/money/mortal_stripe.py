@@ -1,0 +1,108 @@
+"""Stripe's client of a process that may die: each call a step, with faults on the way.
+
+One job: stand between our code and whoever is Stripe here. Imports `process` and `plan`.
+"""
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from dispatch.errors import Unavailable
+from dispatch.stripe_client import (
+    Account,
+    Checkout,
+    CheckoutSession,
+    Refund,
+    Reversal,
+    StripeClient,
+    StripeFailed,
+    Transfer,
+)
+from loadtest.money.plan import Fault
+from loadtest.money.process import Process
+
+Refuse = Callable[[Fault, str, dict[str, Any]], StripeFailed | None]
+
+
+def _nobody(_fault: Fault, _name: str, _asked: dict[str, Any]) -> None:
+    """Refuses nothing."""
+
+
+@dataclass
+class Counter:
+    """Stripe as all processes meet it now. `inner` does it: an object with the methods of
+    StripeClient, async or not. `faults` gives what befalls each call; `refuse` makes a refusal of
+    a call, or none where it cannot be."""
+
+    inner: Any = None
+    faults: Iterator[Fault] = field(default_factory=lambda: itertools.repeat(""))
+    refuse: Refuse = _nobody
+
+
+class MortalStripe(StripeClient):
+    """The client of one process, at the counter that is open."""
+
+    def __init__(self, process: Process, counter: Counter) -> None:
+        self._process = process
+        self._counter = counter
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+    async def create_checkout(self, **asked: Any) -> Checkout:
+        made: Checkout = await self._call("create_checkout", asked)
+        return made
+
+    async def refund(self, **asked: Any) -> Refund:
+        made: Refund = await self._call("refund", asked)
+        return made
+
+    async def refunds(self, payment_intent: str) -> list[Refund]:
+        found: list[Refund] = await self._call("refunds", {"payment_intent": payment_intent})
+        return found
+
+    async def checkout_session(self, session_id: str) -> CheckoutSession:
+        shown: CheckoutSession = await self._call("checkout_session", {"session_id": session_id})
+        return shown
+
+    async def account(self, account_id: str) -> Account:
+        shown: Account = await self._call("account", {"account_id": account_id})
+        return shown
+
+    async def transfer(self, **asked: Any) -> Transfer:
+        made: Transfer = await self._call("transfer", asked)
+        return made
+
+    async def transfer_of(self, payout_id: UUID) -> Transfer | None:
+        found: Transfer | None = await self._call("transfer_of", {"payout_id": payout_id})
+        return found
+
+    async def reverse(self, **asked: Any) -> Reversal:
+        made: Reversal = await self._call("reverse", asked)
+        return made
+
+    async def reversal_of(self, **asked: Any) -> Reversal | None:
+        found: Reversal | None = await self._call("reversal_of", asked)
+        return found
+
+    async def _call(self, name: str, asked: dict[str, Any]) -> Any:
+        fault: Fault = next(self._counter.faults)
+        if fault in ("refused", "busy"):
+            refusal = self._counter.refuse(fault, name, asked)
+            if refusal is not None:
+                raise refusal
+        if fault == "lost":
+            raise Unavailable("Stripe was not reached")
+        call = partial(self._done, getattr(self._counter.inner, name), asked)
+        given = await self._process.step(f"stripe.{name}", call)
+        if fault == "unheard":
+            raise Unavailable("Stripe's answer was lost")
+        return given
+
+    async def _done(self, call: Callable[..., Any], asked: dict[str, Any]) -> Any:
+        given = call(**asked)
+        return await given if inspect.isawaitable(given) else given
