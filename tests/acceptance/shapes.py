@@ -158,6 +158,19 @@ SHAPES: dict[str, Shape] = {
         "seconds_left": "number",
         "server_time": "time",
     },
+    "chat.message": {
+        "session_id": "uuid",
+        "message_id": "uuid",
+        "seq": "int",
+        "client_message_id": "uuid",
+        "sender_id": "uuid",
+        "sender_role": "role",
+        "body": "string",
+        "sent_at": "time",
+    },
+    "chat.messages": {"session_id": "uuid", "messages": "list", "more": "bool"},
+    "board": {"requests": "list", "server_time": "time"},
+    "board.event": {"request": "object", "server_time": "time"},
     "mechanic.presence": {
         "mechanic_id": "uuid",
         "presence": "string",
@@ -202,6 +215,8 @@ def faults(frame: Frame) -> list[str]:
     found = _against(SHAPES[kind], frame, kind)
     if kind == "request.status" and frame.get("mechanic") is not None:
         found += _against(_SERVING_MECHANIC, frame["mechanic"], "mechanic")
+    for message in frame.get("messages", []):
+        found += faults({"type": "chat.message"} | message)
     if kind == "welcome" and not found:
         found += _snapshot_faults(frame["role"], frame["snapshot"])
     return found
