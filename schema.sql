@@ -68,22 +68,27 @@ CREATE TABLE users (
     subject       text,     -- tokens' `iss` and `sub` say
     token_epoch   integer NOT NULL DEFAULT 0,
     disabled_at   timestamptz,
-    revoked_at    timestamptz,  -- when tokens were last made void, by either of these two
+    revoked_at    timestamptz,  -- when tokens were last made void, by one of these or another role
     created_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
     CHECK ((issuer IS NULL) = (subject IS NULL))
 );
 CREATE UNIQUE INDEX users_email_key ON users (lower(email));
 CREATE INDEX users_revoked_idx ON users (revoked_at) WHERE revoked_at IS NOT NULL;
 
--- So that nodes which missed the news close her sockets all the same.
+-- So that nodes which missed the news close her sockets all the same. In another role she is somebody
+-- else: tokens and sockets of the one before are void.
 CREATE FUNCTION user_revoke() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
+    IF NEW.role <> OLD.role THEN
+        NEW.token_epoch := greatest(NEW.token_epoch, OLD.token_epoch + 1);
+    END IF;
     NEW.revoked_at := clock_timestamp();
     RETURN NEW;
 END $$;
 CREATE TRIGGER user_revoke
-    BEFORE UPDATE OF token_epoch, disabled_at ON users
-    FOR EACH ROW WHEN (NEW.token_epoch > OLD.token_epoch OR NEW.disabled_at IS NOT NULL)
+    BEFORE UPDATE OF token_epoch, disabled_at, role ON users
+    FOR EACH ROW WHEN (NEW.token_epoch > OLD.token_epoch OR NEW.disabled_at IS NOT NULL
+                       OR NEW.role <> OLD.role)
     EXECUTE FUNCTION user_revoke();
 
 CREATE UNIQUE INDEX users_identity_key ON users (issuer, subject) WHERE issuer IS NOT NULL;

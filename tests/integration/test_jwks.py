@@ -390,12 +390,13 @@ async def test_a_log_out_voids_the_tokens_that_were_issued_before_it(
 async def test_who_is_disabled_is_refused_and_who_changed_roles_has_the_new_one(
     authenticator: Authenticator, outside: IdentityProvider, connection: Connection, maya: UUID
 ) -> None:
-    token = outside.token(MAYA)
+    before, after = outside.token(MAYA), outside.token(MAYA, iat=int(time.time()) + 5)
     await connection.execute("UPDATE users SET role = 'customer' WHERE id = $1", maya)
-    assert (await authenticator.authenticate(token)).role is Role.CUSTOMER
+    await refusal(authenticator, before)
+    assert (await authenticator.authenticate(after)).role is Role.CUSTOMER
 
     await connection.execute("UPDATE users SET disabled_at = now() WHERE id = $1", maya)
-    await refusal(authenticator, token)
+    await refusal(authenticator, after)
 
 
 # --- on sockets and over HTTP ---------------------------------------------------------------------

@@ -114,6 +114,68 @@ async def test_of_ten_who_sign_up_with_one_email_at_once_one_does(pool: Pool) ->
     assert sum(isinstance(outcome, Conflict) for outcome in outcomes) == 9
 
 
+async def test_a_new_mechanic_logs_in_and_waits_for_her_approval(pool: Pool) -> None:
+    maya = await people.sign_up_mechanic(pool, " Maya Okafor ", EMAIL.upper(), PASSWORD)
+
+    logged_in = await log_in(pool)
+
+    assert (logged_in.user_id, logged_in.role) == (maya, Role.MECHANIC)
+    row = await pool.fetchrow("SELECT * FROM mechanics")
+    assert row is not None
+    assert (row["account_type"], row["application_status"]) == ("independent", "pending")
+    assert row["workshop_id"] is None
+    assert not await pool.fetchval("SELECT approved FROM candidates WHERE mechanic_id = $1", maya)
+
+
+async def test_a_new_workshop_waits_and_its_member_logs_in_for_it(pool: Pool) -> None:
+    new = await people.sign_up_workshop(
+        pool, "Olu", EMAIL, PASSWORD, " Harbour Motors ", "Office@Harbour.Example"
+    )
+
+    logged_in = await log_in(pool)
+
+    assert (logged_in.user_id, logged_in.role) == (new.user_id, Role.WORKSHOP)
+    row = await pool.fetchrow(
+        "SELECT o.* FROM organizations o JOIN organization_members m ON o.id = m.organization_id "
+        "WHERE m.user_id = $1",
+        new.user_id,
+    )
+    assert row is not None
+    assert (row["id"], row["status"]) == (new.workshop_id, "pending")
+    assert (row["name"], row["email"]) == ("Harbour Motors", "office@harbour.example")
+
+
+async def test_a_workshop_without_a_name_of_its_own_has_its_members(pool: Pool) -> None:
+    await people.sign_up_workshop(pool, "Olu", EMAIL, PASSWORD)
+
+    row = await pool.fetchrow("SELECT name, email FROM organizations")
+    assert row is not None
+    assert tuple(row) == ("Olu", EMAIL)
+
+
+async def test_an_email_is_taken_across_all_kinds_of_people(pool: Pool, ada: UUID) -> None:
+    for again in (people.sign_up_customer, people.sign_up_mechanic, people.sign_up_workshop):
+        with pytest.raises(Conflict) as refused:
+            await again(pool, "Ada", EMAIL, PASSWORD)
+        assert refused.value.code == "email_taken"
+
+    for table in ("mechanics", "organizations", "organization_members"):
+        assert await pool.fetchval(f"SELECT count(*) FROM {table}") == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("workshop_name", "\n"), ("workshop_name", "x" * 201), ("workshop_email", "nobody")],
+)
+async def test_what_a_workshop_cannot_be_called_is_refused_by_its_name(
+    pool: Pool, field: str, value: str
+) -> None:
+    with pytest.raises(BadRequest, match=f"^{field}: "):
+        await people.sign_up_workshop(pool, "Olu", EMAIL, PASSWORD, **{field: value})
+
+    assert await pool.fetchval("SELECT count(*) FROM users") == 0
+
+
 @pytest.mark.parametrize(
     ("field", "name", "email", "password"),
     [
@@ -188,6 +250,35 @@ async def test_log_ins_for_one_email_are_limited_and_others_are_not(pool: Pool, 
         await people.log_in(pool, JWT_SECRET, rate, "bob@drivers.example", PASSWORD)
 
 
+async def test_who_tries_a_password_on_everybody_is_limited_by_address(pool: Pool) -> None:
+    rates = people.Rates(0.5)  # ten from an address
+
+    async def attempt(number: int, address: str | None) -> None:
+        email = f"{number}@drivers.example"
+        await people.log_in(pool, JWT_SECRET, rates, email, "a guess", address)
+
+    for number in range(10):
+        with pytest.raises(NotAuthenticated):
+            await attempt(number, "192.0.2.1")
+    with pytest.raises(RateLimited):
+        await attempt(10, "192.0.2.1")
+    for address in ("192.0.2.2", None):
+        with pytest.raises(NotAuthenticated):
+            await attempt(11 if address else 12, address)
+
+
+def test_sign_ups_are_limited_by_address() -> None:
+    rates = people.Rates(1)
+    for _ in range(people.ADDRESS_SIGNUPS):
+        rates.sign_up("192.0.2.1")
+
+    with pytest.raises(RateLimited):
+        rates.sign_up("192.0.2.1")
+    rates.sign_up("192.0.2.2")
+    for _ in range(100):
+        rates.sign_up(None)
+
+
 def test_the_limit_gives_one_log_in_back_each_fifth_of_a_minute() -> None:
     rate = people.rate_of(5)
     assert [rate.take(EMAIL, 1000.3) for _ in range(6)] == [True] * 5 + [False]
@@ -231,6 +322,19 @@ async def test_a_refreshed_token_lasts_longer_and_is_revoked_with_the_first(
     await people.log_out(pool, ada)
     with pytest.raises(NotAuthenticated):
         await authenticator.authenticate(second.token)
+
+
+async def test_in_another_role_the_tokens_of_the_one_before_are_void_for_good(
+    pool: Pool, ada: UUID
+) -> None:
+    token = (await log_in(pool)).token
+    for role in ("workshop", "customer"):
+        await pool.execute("UPDATE users SET role = $1", role)
+
+    with pytest.raises(NotAuthenticated):
+        await Authenticator(JWT_SECRET, pool).authenticate(token)
+    since = datetime(2000, 1, 1, tzinfo=UTC)
+    assert await people.revoked_since(pool, since) == [(ada, 2)]
 
 
 @pytest.mark.parametrize(
