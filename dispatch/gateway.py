@@ -367,6 +367,7 @@ class Gateway:
         snapshot: MechanicSnapshot | CustomerSnapshot | WorkshopSnapshot | AdminSnapshot,
     ) -> Welcome:
         return Welcome(
+            re=connection.hello_id,
             user_id=connection.user_id,
             role=connection.role,
             connection_id=connection.connection_id,

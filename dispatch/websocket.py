@@ -92,8 +92,9 @@ class Connection(Socket):
     """One client: who it is, its frames in order, and its own share of everything.
 
     Its identity (`user_id`, `role`, `epoch`, `expires_at` in Unix seconds) can be read once
-    `connected` is called. The gateway sets `expires_at` when a token is refreshed, raises
-    `offers_sent` by the offers it sends, and keeps what it likes in `state`.
+    `connected` is called; `hello_id` is what its `welcome` answers. The gateway sets `expires_at`
+    when a token is refreshed, raises `offers_sent` by the offers it sends, and keeps what it likes
+    in `state`.
     """
 
     __slots__ = (
@@ -110,6 +111,7 @@ class Connection(Socket):
         "device",
         "epoch",
         "expires_at",
+        "hello_id",
         "offers_sent",
         "role",
         "state",
@@ -129,6 +131,7 @@ class Connection(Socket):
         super().__init__(config, server_state, app_state)
         self.connection_id = uuid4()
         self.device: str | None = None
+        self.hello_id: str | None = None
         self.offers_sent = 0
         self.state: Any = None
         self._gateway: Gateway = app_state["gateway"]
@@ -288,7 +291,7 @@ class Connection(Socket):
                 return False
             self.user_id, self.role = identity.user_id, identity.role
             self.epoch, self.expires_at = identity.epoch, identity.expires_at
-            self.device = hello.device
+            self.device, self.hello_id = hello.device, hello.id
             self.connected_at = self._gateway.now()
             self._registered = True
             await self._gateway.connected(self, hello.device)

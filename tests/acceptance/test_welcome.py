@@ -72,12 +72,13 @@ async def test_a_token_in_the_first_frame_is_as_good_as_one_in_the_handshake(cit
     mechanic = await city.mechanic(online=False)
     device = await dial(city, mechanic)
 
-    await device.send("hello", token=mechanic.token, device="phone", client="tests")
+    hello = await device.send("hello", token=mechanic.token, device="phone", client="tests")
     early = await device.send("ping")
     pong = await device.expect("pong")
 
     assert [frame["type"] for frame in device.frames] == ["welcome", "pong"]
-    assert (device.welcome["user_id"], pong["re"]) == (mechanic.id, early)
+    assert (device.welcome["user_id"], device.welcome["re"]) == (mechanic.id, hello)
+    assert pong["re"] == early
     await device.close()
 
 

@@ -97,9 +97,10 @@ async def test_every_id_of_a_path_is_a_uuid_and_every_list_says_how_long_it_may_
                     "schema": schema,
                 }, (method, path)
             if "limit" in given:
-                limit, offset = given["limit"]["schema"], given["offset"]["schema"]
-                assert (limit["minimum"], offset["minimum"]) == (1, 0), path
-                assert {"default", "maximum"} <= limit.keys() & offset.keys(), path
+                limit = given["limit"]["schema"]
+                begin = given["offset" if "offset" in given else "after"]["schema"]
+                assert (limit["minimum"], begin["minimum"]) == (1, 0), path
+                assert {"default", "maximum"} <= limit.keys() & begin.keys(), path
 
 
 async def test_an_endpoint_gives_back_what_its_line_says(living: LivingNode) -> None:
