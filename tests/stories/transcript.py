@@ -33,11 +33,14 @@ _FIELDS: Final[dict[str, tuple[str, ...]]] = {
         *("status", "stage", "stage_ends_at", "next_stage", "expires_at"),
         *("mechanics_notified", "mechanics_online", "mechanic"),
     ),
-    "session.status": ("status", "mechanics_connected"),
+    "session.status": ("status", "mechanics_connected", "ends_at", "ended_by", "prompt"),
+    "session.warning": ("ends_at",),
+    "chat.message": ("seq", "sender_id", "body"),
+    "chat.messages": ("messages", "more"),
     "ok": (),
     "error": ("code",),
 }
-_TIMES: Final = frozenset({"exclusive_until", "expires_at", "stage_ends_at"})
+_TIMES: Final = frozenset({"exclusive_until", "expires_at", "stage_ends_at", "ends_at"})
 # They say how it is, and a later one replaces an earlier one (`version`).
 _STATES: Final = frozenset({"request.status", "session.status"})
 # Only while somebody is looked for are they kept current.
@@ -107,6 +110,8 @@ class Transcript:
             return self._moment(value)
         if name == "offer_id":
             return f"round-{self.rounds[value]}"
+        if name == "messages" and isinstance(value, list):
+            return f"{value[0]['seq']}…{value[-1]['seq']}"
         if name == "mechanic":
             return str(value["name"])
         if isinstance(value, bool):
