@@ -9,8 +9,10 @@ import shlex
 import sys
 from pathlib import Path
 
+import uvloop
+
 from dispatch.errors import DispatchError
-from loadtest.money import campaign, payout_scene, scene
+from loadtest.money import campaign, payout_scene, real_kills, scene
 
 RESULTS = Path(__file__).parent.parent / "results"
 PLAYS = {"permutations": scene.play, "transfers": payout_scene.play}
@@ -36,6 +38,13 @@ def main(arguments: list[str] | None = None) -> int:
             print(_summary(kind, results))
             if options.only is None:
                 print(f"results: {campaign.write(results, options.out, f'money-{kind}')}")
+        if options.real_kills:
+            results = uvloop.run(real_kills.run(options.real_kills, options.seed, command))
+            for violation in results.violations[: campaign.SHOWN]:
+                print(f"VIOLATION {violation['rule']}: {violation['detail']}")
+            found += len(results.violations)
+            print(_summary("real-kills", results))
+            print(f"results: {campaign.write(results, options.out, 'money-real-kills')}")
     except (DispatchError, OSError, RuntimeError) as error:
         print(f"loadtest.money: {error}", file=sys.stderr)
         return 1
@@ -49,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--transfers", type=int, default=0, metavar="N", help="scenarios of payouts"
+    )
+    parser.add_argument(
+        "--real-kills", type=int, default=0, metavar="N", help="deaths of a real server"
     )
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="the first one")
     parser.add_argument("--only", type=int, metavar="SEED", help="perform this one again")

@@ -77,14 +77,34 @@ def run(play: Play, seeds: range, *, workers: int, command: str) -> Results:
                         f"VIOLATION in --only {report.seed}: {violation.rule}: {violation.detail}"
                     )
             _progress(totals, len(seeds), sum(deaths.values()), len(violations), began)
+    return results_of(
+        command=command,
+        seconds=time.monotonic() - began,
+        seeds=(seeds.start, seeds.stop - 1),
+        counts=totals,
+        deaths=deaths,
+        violations=violations,
+    )
+
+
+def results_of(
+    *,
+    command: str,
+    seconds: float,
+    seeds: tuple[int, int],
+    counts: Counter[str],
+    deaths: Counter[str],
+    violations: list[dict[str, Any]],
+) -> Results:
+    """The file of results of what was run on this machine today."""
     cpu, cores, system = describe_machine()
     return Results(
         date=datetime.now(UTC).date().isoformat(),
         command=command,
         machine={"cpu": cpu, "cores": cores, "system": system},
-        seconds=round(time.monotonic() - began, 1),
-        seeds=(seeds.start, seeds.stop - 1),
-        counts=dict(sorted(totals.items())),
+        seconds=round(seconds, 1),
+        seeds=seeds,
+        counts=dict(sorted(counts.items())),
         deaths=dict(deaths.most_common()),
         violations=violations,
     )

@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import msgspec
 
+from loadtest.money import people
 from loadtest.money.bank import Bank, Sale
 from loadtest.money.payout_plan import (
     Action,
@@ -33,22 +34,6 @@ from loadtest.money.world import World
 CURRENCY: Final = "eur"
 MINIMUM_CENTS: Final = 1
 
-_WORKSHOP = """
-INSERT INTO organizations (name, email, status, stripe_connect_account_id,
-                           stripe_onboarding_completed, stripe_payouts_enabled)
-VALUES ('Corner', 'c@shops.example', 'active', $1, true, true) RETURNING id
-"""
-_MECHANIC = """
-WITH u AS (INSERT INTO users (email, name, role) VALUES ($1, 'Max', 'mechanic') RETURNING id)
-INSERT INTO mechanics (id, application_status, account_type, workshop_id, stripe_connect_account_id,
-                       stripe_onboarding_completed, stripe_payouts_enabled)
-SELECT id, 'approved', CASE WHEN $2::uuid IS NULL THEN 'independent' ELSE 'workshop' END, $2, $3,
-       $3::text IS NOT NULL, $3::text IS NOT NULL
-  FROM u RETURNING id
-"""
-_ADMIN = """
-INSERT INTO users (email, name, role) VALUES ($1, 'Ada', 'admin') RETURNING id
-"""
 _COMPLETED = """
 WITH i AS (INSERT INTO intakes (customer_id, plan_code) VALUES ($1, 'video15') RETURNING id),
      s AS (INSERT INTO sessions (customer_user_id, mechanic_id, type, status, plan, intake_id,
@@ -99,6 +84,7 @@ class PayoutScene(Stage[Action]):
         super().__init__(world, bank, plan.faults)
         self.plan = plan
         self.payees: dict[UUID, str] = {}  # with their accounts
+        self.disabled: set[UUID] = set()
         self.sales: list[Sale] = []
         self.sessions: dict[str, UUID] = {}  # by payment intent
 
@@ -106,11 +92,11 @@ class PayoutScene(Stage[Action]):
         """Everything that is planned, then whatever is left."""
         db = self.world.db
         prefix = self.bank.prefix
-        self.workshop_id: UUID = await db.fetchval(_WORKSHOP, f"acct_{prefix}w")
-        self.employee_id: UUID = await db.fetchval(_MECHANIC, _email(), self.workshop_id, None)
-        self.mechanic_id: UUID = await db.fetchval(_MECHANIC, _email(), None, f"acct_{prefix}m")
-        self.admin_id: UUID = await db.fetchval(_ADMIN, _email())
-        self.customer_id = await self.world.customer()
+        self.workshop_id = await people.workshop(db, f"acct_{prefix}w")
+        self.employee_id = await people.mechanic(db, self.workshop_id)
+        self.mechanic_id = await people.mechanic(db, account=f"acct_{prefix}m")
+        self.admin_id = await people.admin(db)
+        self.customer_id = await people.customer(db)
         self.payees = {self.workshop_id: f"acct_{prefix}w", self.mechanic_id: f"acct_{prefix}m"}
         self.bank.accounts = dict.fromkeys(self.payees.values(), True)
         await self.play(self.plan.batches, self.plan.kills)
@@ -140,9 +126,10 @@ class PayoutScene(Stage[Action]):
 
     async def settle(self) -> bool:
         """Everybody can be paid, and is, until nobody is owed anything."""
-        for payee_id, account in self.payees.items():
-            self.bank.accounts[account] = True
+        for payee_id in self.disabled:
+            self.bank.accounts[self.payees[payee_id]] = True
             await self.world.db.execute(_STANDING, payee_id, True)
+        self.disabled.clear()
         return await self._pay_out(0, MINIMUM_CENTS)
 
     async def _earn(self, action: Earned) -> None:
@@ -180,6 +167,7 @@ class PayoutScene(Stage[Action]):
     async def _stand(self, action: Standing) -> None:
         payee_id = self.workshop_id if action.of_workshop else self.mechanic_id
         self.bank.accounts[self.payees[payee_id]] = action.takes
+        self.disabled.add(payee_id)
         if action.heard:
             await self.world.db.execute(_STANDING, payee_id, action.takes)
 
@@ -227,10 +215,6 @@ class PayoutScene(Stage[Action]):
 async def _left(db: asyncpg.Pool, payouts: list[UUID], reversals: list[UUID]) -> list[str]:
     keys = [f"payout-{one}" for one in payouts] + [f"reversal-{one}" for one in reversals]
     return [row[0] for row in await db.fetch(_LEFT, keys)]
-
-
-def _email() -> str:
-    return f"{uuid4()}@people.example"
 
 
 async def play(world: World, seed: int) -> tuple[list[Violation], Counter[str]]:

@@ -75,10 +75,14 @@ class Rows:
 
 
 async def rows(
-    db: asyncpg.Pool, customers: Sequence[UUID], slots: Sequence[UUID], bank: Bank
+    db: asyncpg.Pool,
+    customers: Sequence[UUID],
+    slots: Sequence[UUID],
+    checkout_ids: Sequence[str],
+    event_ids: Sequence[str],
 ) -> Rows:
-    """Every row of these people and of what was bought at this bank."""
-    payments = _of(Payment, await db.fetch(_PAYMENTS, customers, list(bank.sales)))
+    """Every row of these people, and of what was bought and told at Stripe."""
+    payments = _of(Payment, await db.fetch(_PAYMENTS, customers, checkout_ids))
     sessions = _of(Session, await db.fetch(_SESSIONS, customers))
     session_ids = [session.id for session in sessions]
     return Rows(
@@ -90,9 +94,7 @@ async def rows(
         wallets=_of(Wallet, await db.fetch(_WALLETS, customers)),
         events=[
             row[0]
-            for row in await db.fetch(
-                "SELECT id FROM stripe_events WHERE id = ANY ($1)", [e.id for e in bank.events]
-            )
+            for row in await db.fetch("SELECT id FROM stripe_events WHERE id = ANY ($1)", event_ids)
         ],
         request_ids=[
             row[0]
@@ -185,6 +187,13 @@ async def outbox_wait(db: asyncpg.Pool) -> float | None:
         " WHERE done_at IS NULL AND failed_at IS NULL AND kind <> 'push'"
     )
     return wait
+
+
+async def end_leases(db: asyncpg.Pool) -> None:
+    """As if the time were over that a dead node had for what it was delivering."""
+    await db.execute(
+        "UPDATE outbox SET next_try_at = dispatch_now() WHERE done_at IS NULL AND failed_at IS NULL"
+    )
 
 
 async def age_payments(db: asyncpg.Pool, intake_id: UUID | None) -> None:

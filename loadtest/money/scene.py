@@ -11,7 +11,7 @@ from uuid import UUID
 
 import msgspec
 
-from loadtest.money import reading
+from loadtest.money import people, reading
 from loadtest.money.bank import Bank, Return, Sale
 from loadtest.money.plan import (
     NODES,
@@ -149,7 +149,7 @@ class Scene(Stage[Action]):
 
     async def _customer(self, number: int) -> UUID:
         if number not in self.customers:
-            self.customers[number] = await self.world.customer()
+            self.customers[number] = await people.customer(self.world.db)
         return self.customers[number]
 
     async def _intake(self, number: int, order: Order, customer_id: UUID) -> UUID | None:
@@ -189,7 +189,7 @@ class Scene(Stage[Action]):
         if found is None:
             return
         session_id, _, customer_id = found
-        mechanic = self.world.token(await self.world.mechanic(), "mechanic")
+        mechanic = self.world.token(await people.mechanic(self.world.db), "mechanic")
         customer = self.world.token(customer_id, "customer")
         for token, verb in ((mechanic, "join"), (customer, "join"), (mechanic, "end")):
             path = f"/api/sessions/{session_id}/{verb}"
@@ -221,7 +221,11 @@ class Scene(Stage[Action]):
     async def _truth(self) -> Truth:
         await self.quiet()
         rows = await reading.rows(
-            self.world.db, list(self.customers.values()), self.slots, self.bank
+            self.world.db,
+            list(self.customers.values()),
+            self.slots,
+            list(self.bank.sales),
+            [event.id for event in self.bank.events],
         )
         for request_id in rows.request_ids:
             for process in filter(None, [self.world.steady, *self.world.nodes]):

@@ -84,7 +84,7 @@ class Stage(Generic[Action]):
             if wait_seconds is None and not self.fresh() and not await self.settle():
                 return
             if wait_seconds is not None and wait_seconds > 0:
-                await self.world.pass_time(wait_seconds + 0.01)
+                self.world.skip(wait_seconds + 0.01)
         self.bugs.append(f"not at rest after {ROUNDS} rounds")
 
     async def quiet(self) -> None:

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final, Self, cast
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import asyncpg
 from starlette.applications import Starlette
@@ -28,6 +28,7 @@ from loadtest.money.process import CurrentNode, Process, Time, running
 SECRET: Final = "a-secret-of-the-load-test-0123456789"
 WEBHOOK_SECRET: Final = "whsec_load_test"
 TOKEN_SECONDS: Final = 86_400.0
+_LOG: Final = logging.getLogger("dispatch")
 
 
 def make_config(database_url: str, redis_url: str) -> Config:
@@ -75,6 +76,7 @@ class World:
         """Every process ends."""
         for process in [self.steady, *filter(None, self.nodes)]:
             await process.close()
+        self.bugs.stop()
 
     async def forget(self) -> None:
         """What an earlier scenario left undone is nobody's any more."""
@@ -114,9 +116,13 @@ class World:
         """Seconds by the clock of scenarios."""
         return time.time() + self.clock.offset_seconds
 
+    def skip(self, seconds: float) -> None:
+        """The database's clock goes on, and nodes have not measured it yet: theirs are behind."""
+        self.clock.offset_seconds += seconds
+
     async def pass_time(self, seconds: float) -> None:
         """The database's clock goes on; nodes know it as they would after some seconds."""
-        self.clock.offset_seconds += seconds
+        self.skip(seconds)
         for process in [self.steady, *filter(None, self.nodes)]:
             if process.alive:
                 await self._set_clock(process)
@@ -131,27 +137,6 @@ class World:
     def db(self) -> asyncpg.Pool:
         """For looking, and for what is no part of the product."""
         return self.steady.pool
-
-    async def customer(self) -> UUID:
-        """A customer who has signed up."""
-        made: UUID = await self.db.fetchval(
-            "WITH u AS (INSERT INTO users (email, name, role)"
-            " VALUES ($1, 'Ann', 'customer') RETURNING id)"
-            " INSERT INTO customers (id) SELECT id FROM u RETURNING id",
-            f"{uuid4()}@drivers.example",
-        )
-        return made
-
-    async def mechanic(self) -> UUID:
-        """An approved, independent mechanic."""
-        made: UUID = await self.db.fetchval(
-            "WITH u AS (INSERT INTO users (email, name, role)"
-            " VALUES ($1, 'Max', 'mechanic') RETURNING id)"
-            " INSERT INTO mechanics (id, application_status)"
-            " SELECT id, 'approved' FROM u RETURNING id",
-            f"{uuid4()}@mechanics.example",
-        )
-        return made
 
     async def slot(self, minutes: int) -> UUID:
         """A slot with one seat that ends so many minutes from now, an hour or ten minutes long."""
@@ -181,10 +166,14 @@ class Bugs(logging.Handler):
     def watching(cls) -> Self:
         """Collects from now on, and keeps the log quiet."""
         bugs = cls()
-        log = logging.getLogger("dispatch")
-        log.handlers[:] = [bugs]
-        log.propagate = False
+        _LOG.addHandler(bugs)
+        _LOG.propagate = False
         return bugs
+
+    def stop(self) -> None:
+        """The log is as it was."""
+        _LOG.removeHandler(self)
+        _LOG.propagate = True
 
     def emit(self, record: logging.LogRecord) -> None:
         process = running.get()
