@@ -5,9 +5,9 @@ from uuid import UUID
 import pytest
 from msgspec.structs import replace
 
-from dispatch.core.routing import Terms, exclusion, not_meant, terms
+from dispatch.core.routing import Terms, exclusion, not_meant, rank, terms
 from dispatch.core.types import Booking, Candidate, Routing, Stage
-from tests.unit.builders import ANNA, BEN, NORTH, SOUTH, booking, candidate
+from tests.unit.builders import ANNA, BEN, NORTH, SOUTH, at, booking, candidate
 
 ONE_SESSION = 1
 
@@ -129,3 +129,15 @@ def test_the_most_lasting_reason_is_the_one_that_is_told() -> None:
         "busy",
     ]
     assert exclusion(asked, nothing_right, ONE_SESSION) is None
+
+
+def test_offers_are_ranked_urgent_first_then_by_score_and_then_the_oldest() -> None:
+    theirs = {"routing": Routing.WORKSHOP_ONLY, "preferred_workshop_id": NORTH}
+    urgent = booking(urgent=True, created_at=at(30))
+    named = booking(**theirs, created_at=at(20))
+    old, young = booking(created_at=at(0)), booking(created_at=at(10))
+    mechanic = candidate(workshop_id=NORTH)
+
+    ranked = sorted([young, old, named, urgent], key=lambda each: rank(each, mechanic))
+
+    assert ranked == [urgent, named, old, young]
