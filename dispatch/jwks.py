@@ -244,5 +244,5 @@ def _head(token: str) -> dict[str, Any] | None:
     try:
         decoded = base64.urlsafe_b64decode(head + "=" * (-len(head) % 4))
         return msgspec.json.decode(decoded, type=dict[str, Any])
-    except ValueError:  # binascii's and msgspec's errors, and what is not ASCII
+    except (ValueError, RecursionError):  # binascii's and msgspec's errors, and what is not ASCII
         return None

@@ -13,6 +13,8 @@ import pytest
 from aiohttp import ClientSession, web
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from hypothesis import given
+from hypothesis import strategies as st
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
@@ -21,7 +23,7 @@ from dispatch.auth import Authenticator, Identity, issue_token
 from dispatch.core.types import Role
 from dispatch.database import Connection, Pool
 from dispatch.errors import Forbidden, NotAuthenticated, Unavailable
-from dispatch.jwks import Provider
+from dispatch.jwks import Key, Provider, issued_outside
 from dispatch.people import log_out, refresh
 from tests.conftest import MakeConfig
 from tests.integration.identity_provider import (
@@ -226,6 +228,44 @@ async def test_a_token_that_was_touched_is_refused(
 
     for touched in (f"{head}.{hers}.{signature}", f"{head}.{body}", f"{head}..", "e30.e30.e30"):
         await refusal(authenticator, touched)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=4,
+)
+heads = st.fixed_dictionaries(
+    {"alg": st.sampled_from(["RS256", "ES256", "none", "HS256", 7]), "kid": st.just("first")},
+    optional=dict.fromkeys(("typ", "cty", "b64", "x5t", "jwk", "crit", "iss"), json_values),
+)
+
+
+def segment(value: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
+
+
+@given(heads | json_values, json_values, st.binary(max_size=80))
+def test_whatever_is_not_signed_is_refused_and_nothing_else_happens(
+    head: object, body: object, signature: bytes
+) -> None:
+    last = base64.urlsafe_b64encode(signature).decode().rstrip("=")
+    assert asyncio.run(verified(f"{segment(head)}.{segment(body)}.{last}")) is None
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, '{"alg":"RS256","kid":"first","x":' + "[" * 5000])
+def test_a_head_that_is_nested_very_deeply_is_refused(text: str) -> None:
+    deep = base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+    assert not issued_outside(f"{deep}.e30.e30")
+    assert asyncio.run(verified(f"{deep}.e30.e30")) is None
+
+
+async def verified(token: str) -> object:
+    """What a provider whose keys we have says."""
+    provider = Provider("http://127.0.0.1:9/jwks", ISSUER, AUDIENCE)
+    provider._keys = {"first": Key("RS256", RSA_KEY.public_key())}
+    return await provider.verify(token)
 
 
 async def test_keys_that_are_too_weak_or_for_something_else_are_no_keys(

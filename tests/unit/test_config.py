@@ -347,3 +347,18 @@ def test_the_configuration_cannot_be_changed() -> None:
 
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("host", ["id.example", "127.0.0.1.evil.example", "10.0.0.1", "[::2]"])
+def test_who_is_who_is_not_read_over_an_open_network(host: str) -> None:
+    with pytest.raises(ConfigError, match="DISPATCH_JWKS_URL must begin with https://"):
+        load({"DISPATCH_JWKS_URL": f"http://{host}/jwks"})
+
+
+@pytest.mark.parametrize("url", ["https://id.example/jwks", "http://127.0.0.1:1/", "http://[::1]"])
+def test_who_is_who_is_read_over_https_or_on_this_machine(url: str) -> None:
+    names = ("DISPATCH_JWT_ISSUER", "DISPATCH_JWT_AUDIENCE")
+
+    config = load({"DISPATCH_JWKS_URL": url, **dict.fromkeys(names, "x")})
+
+    assert config.jwks_url == url.rstrip("/")

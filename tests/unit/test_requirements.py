@@ -21,6 +21,8 @@ REQUIRED = (
     *("N1", "N2", "N2a", "N3"),
     *("C1", "C2", "C3", "C4", "C5", "C6"),
     *("M1", "M2", "M3"),
+    *("P1", "P2", "P3", "P4", "P5", "P6"),
+    *("W1", "W2", "W3"),
 )
 MOST_TESTS = 4  # more would be a list, not a proof that somebody reads
 
