@@ -29,16 +29,25 @@ PASSWORD: Final = "a mail password: p@ss/word"
 
 @dataclass
 class Mailbox:
-    """What came. `answer` is said to each mail: change it to refuse."""
+    """What came. `answer` is said to each mail, `to_recipient` to each address."""
 
     port: int = 0
     answer: str = "250 taken"
+    to_recipient: str = "250 known"
     mails: list[EmailMessage] = field(default_factory=list)
     recipients: list[list[str]] = field(default_factory=list)
     senders: list[str] = field(default_factory=list)
     tried: int = 0
     encrypted: list[bool] = field(default_factory=list)
     log_ins: list[str] = field(default_factory=list)
+
+    async def handle_RCPT(
+        self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> str:
+        """aiosmtpd's name for an address that a mail is to go to."""
+        if self.to_recipient.startswith("250"):
+            envelope.rcpt_tos.append(address)
+        return self.to_recipient
 
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
         """aiosmtpd's name for a mail that came whole."""

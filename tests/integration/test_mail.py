@@ -111,6 +111,18 @@ async def test_a_refusal_is_for_good_or_for_now_and_repeats_nothing(
     assert failed.message == f"the mail server says {answer[:3]}"
 
 
+@pytest.mark.parametrize(("answer", "kind"), [("550 who?", Refused), ("450 full", Unavailable)])
+async def test_an_address_may_be_refused_for_good_or_for_now(
+    answer: str, kind: type[Exception]
+) -> None:
+    async with mail_server() as mailbox:
+        mailbox.to_recipient = answer
+        failed = await failure(Mailer(url(mailbox)))
+
+    assert type(failed) is kind
+    assert (failed.message, mailbox.tried) == (f"the mail server says {answer[:3]}", 0)
+
+
 async def test_a_wrong_password_of_ours_can_be_mended(tmp_path: Path) -> None:
     ours = certificates(tmp_path)
     async with mail_server(starttls=ours.server, log_in=True) as mailbox:
