@@ -173,8 +173,13 @@ async def test_the_last_word_before_the_end_is_heard_though_its_hint_was_lost(
         await four.phone.send("session.end", session_id=four.talk.session_id)
 
         await four.all_hear([(1, "Thank you!")])
-        await four.desk.until("session.status", status="completed")
+        if not _is_over(four.desk):  # which may have come before the message
+            await four.desk.until("session.status", status="completed")
         await eventually(lambda: not four.there.node.chats._rooms)
+
+
+def _is_over(device: Client) -> bool:
+    return "completed" in [frame["status"] for frame in device.of("session.status")]
 
 
 async def test_who_connects_again_asks_for_what_was_said_meanwhile(
