@@ -397,6 +397,41 @@ CREATE TABLE session_participants (
 CREATE UNIQUE INDEX session_participants_one_mechanic
     ON session_participants (session_id) WHERE role = 'mechanic';
 
+-- What is tried on a share of the customers who ask for their favourite (F5): see core/experiments.py. Its
+-- kind and arms stay as they are once somebody is assigned; it is never deleted, only switched off.
+CREATE TABLE experiments (
+    name               text PRIMARY KEY CHECK (length(name) BETWEEN 1 AND 50),
+    kind               text NOT NULL CHECK (kind IN ('routing', 'window')),
+    rollout_percentage integer NOT NULL CHECK (rollout_percentage BETWEEN 0 AND 100),
+    arms               jsonb NOT NULL,
+    active_from        timestamptz NOT NULL,
+    active_until       timestamptz,  -- null: until it is changed
+    created_at         timestamptz NOT NULL DEFAULT dispatch_now(),
+    changed_at         timestamptz NOT NULL DEFAULT dispatch_now(),
+    changed_by         uuid NOT NULL REFERENCES users,
+    CHECK (active_until > active_from)
+);
+
+-- Every change of an experiment: what it was from then on, and who said so. Append-only.
+CREATE TABLE experiment_changes (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    experiment text NOT NULL REFERENCES experiments,
+    settings   jsonb NOT NULL,
+    changed_by uuid NOT NULL REFERENCES users,
+    at         timestamptz NOT NULL
+);
+
+-- Which arm a customer is in, from the first booking of hers that the experiment touched, for good.
+CREATE TABLE experiment_assignments (
+    customer_id uuid NOT NULL REFERENCES customers,
+    experiment  text NOT NULL REFERENCES experiments,
+    arm         text NOT NULL,
+    assigned_at timestamptz NOT NULL,
+    PRIMARY KEY (customer_id, experiment),
+    UNIQUE (customer_id, experiment, arm)  -- for bookings to refer to
+);
+CREATE INDEX experiment_assignments_experiment_idx ON experiment_assignments (experiment, arm);
+
 CREATE TABLE session_requests (
     id                      uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     session_id              uuid NOT NULL UNIQUE REFERENCES sessions,
@@ -435,6 +470,13 @@ CREATE TABLE session_requests (
     warned_at               timestamptz,
     -- The least of all deadlines of request and session; null when nothing is to happen by itself.
     due_at                  timestamptz,
+    -- The experiment that touched it, and what it is dispatched by instead of the node's policy.
+    experiment              text,
+    arm                     text,
+    priority_window_seconds double precision CHECK (priority_window_seconds > 0),
+    FOREIGN KEY (customer_id, experiment, arm)
+        REFERENCES experiment_assignments (customer_id, experiment, arm),
+    CHECK ((experiment IS NULL) = (arm IS NULL)),
     CHECK (routing_type NOT IN ('workshop_only', 'hybrid') OR preferred_workshop_id IS NOT NULL),
     CHECK (routing_type <> 'priority_broadcast' OR preferred_mechanic_id IS NOT NULL),
     CHECK ((status IN ('accepted', 'completed')) <= (mechanic_id IS NOT NULL)),
@@ -560,6 +602,8 @@ BEGIN
     RAISE EXCEPTION '% is append-only', TG_TABLE_NAME;
 END $$;
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON admin_events
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON experiment_changes
     FOR EACH ROW EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON session_events
     FOR EACH ROW EXECUTE FUNCTION refuse_change();

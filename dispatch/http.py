@@ -22,6 +22,7 @@ from dispatch import exchange
 from dispatch.auth import Identity
 from dispatch.core.types import Role
 from dispatch.endpoints.admin_people import AdminPeople
+from dispatch.endpoints.analytics import Analytics
 from dispatch.endpoints.area import Area, Asked, Path
 from dispatch.endpoints.booking import Bookings
 from dispatch.endpoints.credits import Credits
@@ -55,6 +56,7 @@ AREAS: Final[tuple[type[Area], ...]] = (
     Money,
     AdminPeople,
     Operators,
+    Analytics,
 )
 
 Handler = Callable[[Request], Awaitable[Response]]
