@@ -32,6 +32,7 @@ from dispatch.endpoints.favorites import Favorites
 from dispatch.endpoints.mechanics import Mechanics
 from dispatch.endpoints.money import Money
 from dispatch.endpoints.operators import Operators
+from dispatch.endpoints.pages import Pages
 from dispatch.endpoints.people import People
 from dispatch.endpoints.push import Push
 from dispatch.endpoints.sessions import Sessions
@@ -57,6 +58,7 @@ AREAS: Final[tuple[type[Area], ...]] = (
     AdminPeople,
     Operators,
     Analytics,
+    Pages,
 )
 
 Handler = Callable[[Request], Awaitable[Response]]

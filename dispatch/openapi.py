@@ -5,6 +5,7 @@ is described here that is not declared there. Pure; imports `endpoints.area`, `e
 `errors`.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
@@ -19,6 +20,7 @@ from dispatch.exchange import JSON
 Schema = dict[str, Any]
 
 _PREFIX: Final = "#/components/schemas/"
+_NAMES_IN_PATH: Final = re.compile(r"{(\w+)}")
 
 # What any request may be answered: it never came whole, was too large, or we could not.
 _ALWAYS: Final = ("bad_request", "too_slow", "too_large", "internal", "unavailable_now")
@@ -93,9 +95,9 @@ def _operation(tag: str, path: Path, types: _Types, answers: dict[str, Schema]) 
 
 def _parameters(path: Path, types: _Types) -> list[Schema]:
     found: list[Schema] = []
-    if "{id}" in path.path:
-        uuid = {"type": "string", "format": "uuid"}
-        found.append({"name": "id", "in": "path", "required": True, "schema": uuid})
+    for name in _NAMES_IN_PATH.findall(path.path):
+        schema = {"type": "string", "format": "uuid"} if name == "id" else {"type": "string"}
+        found.append({"name": name, "in": "path", "required": True, "schema": schema})
     for name in path.headers:
         text = {"type": "string"}
         found.append({"name": name, "in": "header", "required": True, "schema": text})
@@ -137,7 +139,8 @@ def _successes(path: Path, types: _Types) -> Schema:
     if path.media != JSON:
         kind = "object" if path.media.endswith("json") else "string"
         content = {path.media: {"schema": {"type": kind}}}
-        return {str(path.status): {"description": path.summary, "content": content}}
+        told = {str(path.status): {"description": path.summary, "content": content}}
+        return told | {str(status): {"description": path.summary} for status in path.also}
     content = {JSON: {"schema": _success(path, types)}}
     answer = {"description": path.summary, "content": content}
     elsewhere = {
@@ -169,7 +172,7 @@ def _errors(path: Path, answers: dict[str, Schema]) -> Schema:
     codes = {*_ALWAYS, *path.errors}
     if path.roles:
         codes |= {"not_authenticated", "forbidden"}
-    if "{id}" in path.path:
+    if _NAMES_IN_PATH.search(path.path):
         codes.add("not_found")
     by_status: defaultdict[int, list[str]] = defaultdict(list)
     for code in sorted(codes):

@@ -1,4 +1,4 @@
-"""Lists that people look at: a mechanic's sessions, every booking for operators, slots to book.
+"""Lists that people look at: a mechanic's sessions, every booking for operators, what to book.
 
 One job: read a page of each. A mechanic's own sessions and the bookings are read from Postgres;
 what a mechanic may take is what this node's board would offer her now, in the same order. Imports
@@ -81,6 +81,23 @@ class Slots(Struct, frozen=True, kw_only=True):
     total: int
     limit: int
     offset: int
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """What can be booked: so much for so many minutes."""
+
+    plan: str
+    name: str
+    type: str
+    price_cents: int
+    currency: str
+    minutes: int
+
+
+class Plans(Struct, frozen=True):
+    """All that can be booked, the cheapest first."""
+
+    plans: list[Plan]
 
 
 async def of_mechanic(
@@ -171,3 +188,10 @@ async def slots(pool: Pool, workshop_id: UUID | None, *, limit: int, offset: int
         for row in rows
     ]
     return Slots(slots=found, total=total, limit=limit, offset=offset)
+
+
+async def plans(pool: Pool) -> Plans:
+    """Those that can be booked now."""
+    async with unavailable_when_lost():
+        rows = await pool.fetch(_SQL["plans"])
+    return Plans([Plan(**row) for row in rows])

@@ -16,6 +16,7 @@ from dispatch.protocol import PaymentState, RequestState
 
 MAX_WEBHOOK_BYTES: Final = 512 * 1024  # Stripe's events are larger than what clients may send
 LOOK_AGAIN_SECONDS: Final = 2
+TO_THE_BOOKING: Final = ("/customer", "Go to your booking")
 
 
 class Waiver(Struct, frozen=True):
@@ -192,13 +193,14 @@ class Bookings(Area):
         if payment is None or payment.status in ("created", "expired", "failed"):
             text = f"{messages.PAYMENT_EXPECTED} Your booking starts as soon as it is."
             again = None if payment is None else LOOK_AGAIN_SECONDS
-            return page("Thank you", text, refresh_seconds=again)
+            return page("Thank you", text, refresh_seconds=again, onward=TO_THE_BOOKING)
         title = "Thank you" if payment.status == "fulfilled" else "About your payment"
-        return page(title, payment.message)
+        return page(title, payment.message, onward=TO_THE_BOOKING)
 
     async def checkout_cancel(self, asked: Asked) -> Response:
         """Says that nothing happened."""
-        return page("Nothing was charged", "You left the payment page. You can begin again.")
+        text = "You left the payment page. You can begin again."
+        return page("Nothing was charged", text, onward=("/customer", "Begin again"))
 
     async def payments(self, asked: Asked) -> Payments:
         """All that the caller has paid, and what has become of it."""

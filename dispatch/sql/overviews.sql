@@ -35,3 +35,8 @@ SELECT count(*)
  WHERE s.ends_at > dispatch_now() AND s.taken < s.capacity
    AND (s.workshop_id IS NULL OR o.status = 'active')
    AND ($1::uuid IS NULL OR s.workshop_id = $1)
+
+-- name: plans
+-- What can be booked, the cheapest first.
+SELECT code AS plan, name, type, price_cents, currency, minutes
+  FROM plans WHERE active ORDER BY price_cents, minutes, code

@@ -99,6 +99,9 @@ GET    /                                  anyone              200
 GET    /mechanic                          anyone              200
 GET    /customer                          anyone              200
 GET    /ops                               anyone              200
+GET    /intake/waiver                     anyone              200
+GET    /web/{name}                        anyone              404
+GET    /api/plans                         anyone              200
 """
 # Where somebody in the right role is told something else for what she is.
 EXCEPTIONS: dict[tuple[str, str], tuple[int, str]] = {
@@ -246,7 +249,9 @@ def test_everybody_is_let_in_where_she_may_and_nowhere_else(
     wrong = []
     for name in served:
         line = TABLE[name]
-        answer = doorstep.call(line.method, line.path.format(id=new_id()), caller=caller)
+        answer = doorstep.call(
+            line.method, line.path.format(id=new_id(), name="nothing"), caller=caller
+        )
         wanted = expected(line, caller)
         if not _is(answer, *wanted):
             wrong.append((name, wanted, answer.status, answer.body[:200]))
@@ -276,7 +281,9 @@ def test_whoever_is_not_let_in_is_not_told_why(doorstep: Doorstep, served: dict[
     for name in served:
         line = TABLE[name]
         answers = {
-            doorstep.call(line.method, line.path.format(id=new_id()), caller=caller).body
+            doorstep.call(
+                line.method, line.path.format(id=new_id(), name="nothing"), caller=caller
+            ).body
             for caller, role in CROWD.items()
             if line.roles and role is None and caller != "nobody"
         }
