@@ -66,7 +66,6 @@ GET    /api/mechanic/why-no-offers        mechanic            200
 POST   /api/workshop/invites              workshop            400
 DELETE /api/workshop/invites/{id}         workshop            404
 GET    /api/workshop/mechanics            workshop            200
-GET    /api/workshop/sessions             workshop            200
 POST   /api/workshop/stripe/onboard       workshop            200
 POST   /api/mechanic/stripe/onboard       mechanic            200
 GET    /connect/return                    anyone              200
@@ -106,6 +105,12 @@ GET    /api/plans                         anyone              200
 # Where somebody in the right role is told something else for what she is.
 EXCEPTIONS: dict[tuple[str, str], tuple[int, str]] = {
     ("POST /api/mechanic/stripe/onboard", "pending mechanic"): (403, "forbidden"),
+}
+
+# Figures by day and experiment (F5).
+NOT_IN_THIS_VERSION = {
+    "GET /api/admin/experiments",
+    "PUT /api/admin/experiments",
 }
 
 ROLES = frozenset({"customer", "mechanic", "workshop", "admin"})
@@ -232,7 +237,8 @@ def served(doorstep: Doorstep) -> dict[str, Any]:
 
 
 def test_of_every_endpoint_it_is_said_here_who_may(served: dict[str, Any]) -> None:
-    assert served.keys() <= TABLE.keys()
+    assert served.keys() - TABLE.keys() == set()
+    assert TABLE.keys() - served.keys() <= NOT_IN_THIS_VERSION
 
 
 def test_what_is_described_is_what_is_said_here(served: dict[str, Any]) -> None:
