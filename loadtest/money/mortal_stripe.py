@@ -3,12 +3,12 @@
 One job: stand between our code and whoever is Stripe here. Imports `process` and `plan`.
 """
 
+import asyncio
 import inspect
-import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from dispatch.errors import Unavailable
@@ -25,28 +25,26 @@ from dispatch.stripe_client import (
 from loadtest.money.plan import Fault
 from loadtest.money.process import Process
 
+LATE_SECONDS: Final = 0.03
+
 Refuse = Callable[[Fault, str, dict[str, Any]], StripeFailed | None]
-
-
-def _nobody(_fault: Fault, _name: str, _asked: dict[str, Any]) -> None:
-    """Refuses nothing."""
 
 
 @dataclass
 class Counter:
     """Stripe as all processes meet it now. `inner` does it: an object with the methods of
-    StripeClient, async or not. `faults` gives what befalls each call; `refuse` makes a refusal of
-    a call, or none where it cannot be."""
+    StripeClient, async or not. `fault` says what befalls a call of this name; `refuse` makes a
+    refusal of a call, or none where it cannot be."""
 
-    inner: Any = None
-    faults: Iterator[Fault] = field(default_factory=lambda: itertools.repeat(""))
-    refuse: Refuse = _nobody
+    inner: Any
+    fault: Callable[[str], Fault]
+    refuse: Refuse
 
 
 class MortalStripe(StripeClient):
-    """The client of one process, at the counter that is open."""
+    """The client of one process, at the counter that is open: `counter` gives it."""
 
-    def __init__(self, process: Process, counter: Counter) -> None:
+    def __init__(self, process: Process, counter: Callable[[], Counter]) -> None:
         self._process = process
         self._counter = counter
 
@@ -90,15 +88,18 @@ class MortalStripe(StripeClient):
         return found
 
     async def _call(self, name: str, asked: dict[str, Any]) -> Any:
-        fault: Fault = next(self._counter.faults)
+        counter = self._counter()
+        fault = counter.fault(name)
         if fault in ("refused", "busy"):
-            refusal = self._counter.refuse(fault, name, asked)
+            refusal = counter.refuse(fault, name, asked)
             if refusal is not None:
                 raise refusal
         if fault == "lost":
             raise Unavailable("Stripe was not reached")
-        call = partial(self._done, getattr(self._counter.inner, name), asked)
+        call = partial(self._done, getattr(counter.inner, name), asked)
         given = await self._process.step(f"stripe.{name}", call)
+        if fault == "late":
+            await asyncio.sleep(LATE_SECONDS)
         if fault == "unheard":
             raise Unavailable("Stripe's answer was lost")
         return given

@@ -68,6 +68,8 @@ class Plan(Struct, frozen=True):
     batches: tuple[tuple[Action, ...], ...]
     kills: tuple[Kill, ...]
     faults: tuple[Fault, ...]
+    idle_day: bool  # passes before everything comes to rest: Stripe has forgotten all keys
+    unwilling: bool  # Stripe takes back nothing of a transfer: that is owed to us, and earned again
 
 
 def draw(seed: int) -> Plan:
@@ -108,6 +110,8 @@ def draw(seed: int) -> Plan:
         batches=tuple(batches),
         kills=tuple(_kill(dice, len(batches)) for _ in range(weighted(dice, _KILLS))),
         faults=tuple(_fault(dice, rate) for _ in range(32)),
+        idle_day=dice.random() < 0.25,
+        unwilling=dice.random() < 0.1,
     )
 
 
@@ -134,4 +138,4 @@ def _kill(dice: random.Random, batches: int) -> Kill:
 def _fault(dice: random.Random, rate: float) -> Fault:
     if dice.random() >= rate:
         return ""
-    return weighted(dice, (("lost", 4), ("unheard", 6), ("busy", 2), ("refused", 5)))
+    return weighted(dice, (("lost", 4), ("unheard", 6), ("late", 3), ("busy", 2), ("refused", 5)))

@@ -26,13 +26,14 @@ from loadtest.money.payout_plan import (
     draw,
 )
 from loadtest.money.payout_rules import CameBack, Payout, Sent, Share, Taken, Truth, check
-from loadtest.money.plan import Deliver
+from loadtest.money.plan import Deliver, Fault
 from loadtest.money.rules import Violation
 from loadtest.money.stage import Stage
 from loadtest.money.world import World
 
 CURRENCY: Final = "eur"
 MINIMUM_CENTS: Final = 1
+LAST_CENTS: Final = 20_000
 
 _COMPLETED = """
 WITH i AS (INSERT INTO intakes (customer_id, plan_code) VALUES ($1, 'video15') RETURNING id),
@@ -85,6 +86,7 @@ class PayoutScene(Stage[Action]):
         self.plan = plan
         self.payees: dict[UUID, str] = {}  # with their accounts
         self.disabled: set[UUID] = set()
+        self._earned_again = False
         self.sales: list[Sale] = []
         self.sessions: dict[str, UUID] = {}  # by payment intent
 
@@ -99,7 +101,7 @@ class PayoutScene(Stage[Action]):
         self.customer_id = await people.customer(db)
         self.payees = {self.workshop_id: f"acct_{prefix}w", self.mechanic_id: f"acct_{prefix}m"}
         self.bank.accounts = dict.fromkeys(self.payees.values(), True)
-        await self.play(self.plan.batches, self.plan.kills)
+        await self.play(self.plan.batches, self.plan.kills, idle_day=self.plan.idle_day)
         return await self._truth()
 
     async def perform(self, action: Action) -> None:
@@ -130,7 +132,18 @@ class PayoutScene(Stage[Action]):
             self.bank.accounts[self.payees[payee_id]] = True
             await self.world.db.execute(_STANDING, payee_id, True)
         self.disabled.clear()
-        return await self._pay_out(0, MINIMUM_CENTS)
+        if await self._pay_out(0, MINIMUM_CENTS):
+            return True
+        if self.plan.unwilling and not self._earned_again:
+            self._earned_again = True
+            await self._earn(Earned("referral", LAST_CENTS))
+            return True
+        return False
+
+    def fault(self, name: str) -> Fault:
+        """What befalls the next call to Stripe, which has this name."""
+        refused = name == "reverse" and self.plan.unwilling
+        return "refused" if refused else super().fault(name)
 
     async def _earn(self, action: Earned) -> None:
         db = self.world.db

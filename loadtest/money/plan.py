@@ -17,11 +17,11 @@ T = TypeVar("T")
 Pay = Literal["right", "short", "over", "currency", "later", "fails", "never", "expires"]
 # What is wrong with a delivery: it must be refused, and change nothing.
 Flaw = Literal["reserialised", "stale", "unsigned", "wrong_secret"]
-# Events that are none of ours, or say what we never asked for.
-Odd = Literal["foreign", "live", "unknown", "noise"]
-# What befalls a call to Stripe: nothing was done; it was done and nobody heard; refused for good;
-# refused for now.
-Fault = Literal["", "lost", "unheard", "refused", "busy"]
+# Events that say again what another has said, are none of ours, or say what we never asked for.
+Odd = Literal["twin", "foreign", "live", "unknown", "noise"]
+# What befalls a call to Stripe: nothing was done; it was done and nobody heard; it was done and is
+# heard late; refused for good; refused for now.
+Fault = Literal["", "lost", "unheard", "late", "refused", "busy"]
 
 NODES: Final = 2
 
@@ -87,6 +87,14 @@ class HandRefund(Struct, frozen=True, tag=True):
     share: float
 
 
+class TwoRefunds(Struct, frozen=True, tag=True):
+    """A person gives back a part, and another one before we have Stripe's answer about the first:
+    what it says is old by the time that it is here."""
+
+    order: int
+    node: int
+
+
 class RefundEnds(Struct, frozen=True, tag=True):
     """A refund of ours that was pending, or believed to be there, ends."""
 
@@ -108,7 +116,17 @@ class Sweep(Struct, frozen=True, tag=True):
 
 
 Action = (
-    Checkout | Deliver | Settle | Cancel | Serve | Later | HandRefund | RefundEnds | Oddity | Sweep
+    Checkout
+    | Deliver
+    | Settle
+    | Cancel
+    | Serve
+    | Later
+    | HandRefund
+    | TwoRefunds
+    | RefundEnds
+    | Oddity
+    | Sweep
 )
 
 
@@ -130,6 +148,7 @@ class Plan(Struct, frozen=True):
     kills: tuple[Kill, ...]
     faults: tuple[Fault, ...]  # of the calls to Stripe in their order; none after these
     pending_refunds: bool  # Stripe says so of each refund that we make, and settles it later
+    idle_day: bool  # passes before everything comes to rest: Stripe has forgotten all keys
 
 
 def draw(seed: int) -> Plan:
@@ -159,6 +178,7 @@ def draw(seed: int) -> Plan:
         kills=tuple(sorted(kills, key=lambda kill: kill.batch)),
         faults=faults,
         pending_refunds=dice.random() < 0.12,
+        idle_day=dice.random() < 0.1,
     )
 
 
@@ -210,11 +230,14 @@ def _rest(dice: random.Random, orders: Sequence[Order]) -> list[Action]:
         if "later" in fate:
             actions.append(Later(number, node, seconds=dice.choice((2000, 8000, 100_000))))
         if dice.random() < 0.2:
-            actions += [HandRefund(number, dice.choice((0.3, 0.5, 1.0))), _delivery(dice)]
+            for _ in range(dice.choice((1, 1, 2, 3))):
+                actions += [HandRefund(number, dice.choice((0.3, 0.5, 1.0))), _delivery(dice)]
+        if dice.random() < 0.06:
+            actions.append(TwoRefunds(number, dice.randrange(NODES)))
         if dice.random() < 0.06:
             actions += [RefundEnds(number, fails=True), _delivery(dice)]
-        if dice.random() < 0.15:
-            kind: Odd = dice.choice(("foreign", "live", "unknown", "noise"))
+        if dice.random() < 0.25:
+            kind: Odd = dice.choice(("twin", "twin", "foreign", "live", "unknown", "noise"))
             actions += [Oddity(number, kind), _delivery(dice)]
     actions += [Sweep(dice.randrange(NODES)) for _ in range(dice.randrange(4))]
     return actions
@@ -243,7 +266,7 @@ def _batches(dice: random.Random, actions: Sequence[Action]) -> list[tuple[Actio
 def _fault(dice: random.Random, rate: float) -> Fault:
     if dice.random() >= rate:
         return ""
-    return weighted(dice, (("lost", 4), ("unheard", 6), ("busy", 2), ("refused", 1)))
+    return weighted(dice, (("lost", 4), ("unheard", 5), ("late", 6), ("busy", 2), ("refused", 1)))
 
 
 def weighted(dice: random.Random, choices: Sequence[tuple[T, int]]) -> T:

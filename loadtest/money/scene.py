@@ -4,6 +4,7 @@ One job: carry out the actions of a `Plan` in a `World`, deliver again as Stripe
 outboxes run dry, and read the truth. It decides nothing about what is right.
 """
 
+import asyncio
 from collections import Counter
 from functools import partial
 from typing import Any, assert_never
@@ -12,13 +13,15 @@ from uuid import UUID
 import msgspec
 
 from loadtest.money import people, reading
-from loadtest.money.bank import Bank, Return, Sale
+from loadtest.money.bank import Bank, Event, Return, Sale
+from loadtest.money.mortal_stripe import LATE_SECONDS
 from loadtest.money.plan import (
     NODES,
     Action,
     Cancel,
     Checkout,
     Deliver,
+    Fault,
     HandRefund,
     Later,
     Oddity,
@@ -28,6 +31,7 @@ from loadtest.money.plan import (
     Serve,
     Settle,
     Sweep,
+    TwoRefunds,
     draw,
 )
 from loadtest.money.rules import Violation, check
@@ -47,12 +51,13 @@ class Scene(Stage[Action]):
         self.intakes: dict[int, UUID] = {}
         self.sales: dict[int, Sale] = {}
         self.slots: list[UUID] = []
+        self.late_readings = 0
 
     async def run(self) -> Truth:
         """Everything that is planned, then whatever is left."""
         for minutes in self.plan.slots:
             self.slots.append(await self.world.slot(minutes))
-        await self.play(self.plan.batches, self.plan.kills)
+        await self.play(self.plan.batches, self.plan.kills, idle_day=self.plan.idle_day)
         return await self._truth()
 
     async def perform(self, action: Action) -> None:
@@ -68,6 +73,8 @@ class Scene(Stage[Action]):
                 await self._serve(action)
             case Later(order, node, seconds):
                 await self._pass_time(order, node, seconds)
+            case TwoRefunds():
+                await self._two_refunds(action)
             case Sweep(node):
                 await self.sweep(node)
             case _:
@@ -92,6 +99,29 @@ class Scene(Stage[Action]):
                 self.bank.odd(kind, sale)
             case _ as unreachable:
                 assert_never(unreachable)
+
+    async def _two_refunds(self, action: TwoRefunds) -> None:
+        sale = self.sales.get(action.order)
+        if sale is None or not sale.paid:
+            return
+        first = self._gives_back(sale)
+        self.late_readings += 1
+        reading_first = asyncio.create_task(self.deliver(action.node, first))
+        await asyncio.sleep(LATE_SECONDS / 3)
+        await self.deliver(1 - action.node, self._gives_back(sale))
+        await reading_first
+
+    def _gives_back(self, sale: Sale) -> Event:
+        """A tenth by hand; the event of it, or the last one where nothing is left."""
+        self.bank.refund_by_hand(sale, sale.cents // 10)
+        return self.bank.events[-1]
+
+    def fault(self, name: str) -> Fault:
+        """What befalls the next call to Stripe, which has this name."""
+        if name == "refunds" and self.late_readings:
+            self.late_readings -= 1
+            return "late"
+        return super().fault(name)
 
     async def settle(self) -> bool:
         """Money and refunds that are awaited come; what is due of bookings happens."""
@@ -224,7 +254,7 @@ class Scene(Stage[Action]):
             self.world.db,
             list(self.customers.values()),
             self.slots,
-            list(self.bank.sales),
+            [*self.bank.sales, *self.bank.foreign],
             [event.id for event in self.bank.events],
         )
         for request_id in rows.request_ids:

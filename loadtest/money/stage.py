@@ -7,7 +7,7 @@ until nothing is due, nothing undelivered and nothing pending.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
@@ -16,6 +16,7 @@ from dispatch.errors import DispatchError
 from dispatch.stripe_client import StripeFailed
 from loadtest.money import reading
 from loadtest.money.bank import Bank, Event, signature
+from loadtest.money.mortal_stripe import Counter
 from loadtest.money.plan import NODES, Deliver, Fault, Flaw, Kill
 from loadtest.money.process import Answer
 from loadtest.money.world import WEBHOOK_SECRET, World
@@ -27,6 +28,7 @@ TRIES: Final = 3
 ROUNDS: Final = 400  # some effects are tried again each hour for more than a day
 BUGS: Final = 20  # enough is known
 AT_ONCE: Final = 4
+IDLE_SECONDS: Final = 90_000.0
 STALE_SECONDS: Final = 305
 REFUSALS: Final = {"refused": "charge_disputed", "busy": "balance_insufficient"}
 NO_FAULT: Final[Fault] = ""
@@ -46,9 +48,7 @@ class Stage(Generic[Action]):
         self._faults = iter(faults)
         self._faulty = True
         world.bugs.met.clear()
-        world.counter.inner = bank
-        world.counter.faults = self._fault_of_each_call()
-        world.counter.refuse = self._refuse
+        world.counter = Counter(bank, self.fault, self._refuse)
 
     async def perform(self, action: Action) -> None:
         """One action of the plan."""
@@ -59,14 +59,18 @@ class Stage(Generic[Action]):
         anything. Asked in each round of coming to rest."""
         return False
 
-    async def play(self, batches: Sequence[Sequence[Action]], kills: Sequence[Kill]) -> None:
-        """Every batch, then rest."""
+    async def play(
+        self, batches: Sequence[Sequence[Action]], kills: Sequence[Kill], *, idle_day: bool
+    ) -> None:
+        """Every batch, perhaps a day on which nothing happens, then rest."""
         for number, batch in enumerate(batches):
             for kill in kills:
                 if kill.batch == number:
                     process = await self.world.node(kill.node)
                     process.kill_at = process.steps + kill.step
             await asyncio.gather(*(self.perform(action) for action in batch))
+        if idle_day:
+            self.world.skip(IDLE_SECONDS)
         await self.rest()
 
     async def rest(self) -> None:
@@ -95,9 +99,10 @@ class Stage(Generic[Action]):
 
     # --- faults
 
-    def _fault_of_each_call(self) -> Iterator[Fault]:
-        while True:
-            yield next(self._faults, NO_FAULT) if self._faulty else NO_FAULT
+    def fault(self, name: str) -> Fault:
+        """What befalls the next call to Stripe, which has this name."""
+        del name
+        return next(self._faults, NO_FAULT) if self._faulty else NO_FAULT
 
     def _refuse(self, fault: Fault, name: str, asked: dict[str, Any]) -> StripeFailed | None:
         """A refusal that Stripe repeats for a day, of a call that moves something for the first

@@ -53,10 +53,10 @@ class World:
     policy_id: UUID
     bugs: "Bugs"
     clock: Time = field(default_factory=Time)
-    counter: Counter = field(default_factory=Counter)
     nodes: list[Process | None] = field(default_factory=lambda: [None] * NODES)
     steady: Process = field(init=False)
     app: Starlette = field(init=False)
+    counter: Counter = field(init=False)
     deaths: list[str] = field(default_factory=list)
     _starting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -104,7 +104,7 @@ class World:
             name,
             self.config,
             self.clock,
-            lambda process: MortalStripe(process, self.counter),
+            lambda process: MortalStripe(process, lambda: self.counter),
             self.policy_id,
         )
         await self._set_clock(process)
