@@ -11,7 +11,7 @@ import hmac
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -31,6 +31,8 @@ T = TypeVar("T")
 Json = dict[str, Any]
 
 KEY_SECONDS: Final = 86_400
+ALREADY: Final = ("charge_already_refunded", "idempotency_error")
+ANYTHING: Final = "anything"
 PAID_TYPES: Final = ("checkout.session.completed", "checkout.session.async_payment_succeeded")
 
 
@@ -139,6 +141,14 @@ class Sending:
         return sum(cents for _, _, cents in self.reversals)
 
 
+class _Kept(NamedTuple):
+    """An answer under a key, and to what."""
+
+    at: float
+    asked: object
+    answer: Any
+
+
 @dataclass
 class Bank:
     """The books of one scenario. `now` gives seconds, for keys; ids begin with `prefix`."""
@@ -153,7 +163,7 @@ class Bank:
     events: list[Event] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)  # checkouts in somebody else's account
     unwilling: set[UUID] = field(default_factory=set)
-    _keys: dict[str, tuple[float, Any]] = field(default_factory=dict)
+    _keys: dict[str, "_Kept"] = field(default_factory=dict)
     _ids: int = 0
 
     # --- what our client asks
@@ -180,11 +190,10 @@ class Bank:
             self.sales[sale.id] = sale
             return Checkout(sale.id, f"https://checkout.example/{sale.id}")
 
-        return self._keyed(f"checkout-{payment_id}", make)
+        return self._keyed(f"checkout-{payment_id}", (amount_cents, currency, metadata), make)
 
     def refund(self, *, payment_id: UUID, payment_intent: str, reason: str) -> Refund:
         """All that is left; what was made before, where nothing is."""
-        del reason
 
         def make() -> Refund:
             left = self._left(payment_intent)
@@ -194,10 +203,10 @@ class Bank:
             return self._give_back(payment_intent, left, status, payment_id).told()
 
         try:
-            return self._keyed(f"refund-{payment_id}", make)
+            return self._keyed(f"refund-{payment_id}", (payment_intent, reason), make)
         except StripeFailed as refused:
             found = self.refunds(payment_intent)
-            if refused.stripe_code != "charge_already_refunded" or not found:
+            if refused.stripe_code not in ALREADY or not found:
                 raise
             return found[0]
 
@@ -236,7 +245,7 @@ class Bank:
             self._tell("transfer.created", made.shown())
             return made.told()
 
-        return self._keyed(f"payout-{payout_id}", make)
+        return self._keyed(f"payout-{payout_id}", (amount_cents, currency, destination), make)
 
     def transfer_of(self, payout_id: UUID) -> Transfer | None:
         """The newest transfer that was made for a payout."""
@@ -255,11 +264,11 @@ class Bank:
             self._tell("transfer.reversed", sending.shown())
             return made
 
-        return self._keyed(f"reversal-{reversal_id}", make)
+        return self._keyed(f"reversal-{reversal_id}", (transfer_id, amount_cents), make)
 
     def reversal_of(self, *, reversal_id: UUID, transfer_id: str) -> Reversal | None:
         """The reversal that was made under this id."""
-        for our_id, made_id, cents in self._sending(transfer_id).reversals:
+        for our_id, made_id, cents in reversed(self._sending(transfer_id).reversals):
             if our_id == reversal_id:
                 return Reversal(made_id, cents)
         return None
@@ -363,25 +372,32 @@ class Bank:
         self._tell("charge.refunded", charge)
         return made
 
-    def _keyed(self, key: str, make: Callable[[], T]) -> T:
-        """The first answer under a key, a refusal too, for a day."""
-        at, kept = self._keys.get(key, (0.0, None))
-        if kept is None or self.now() - at > KEY_SECONDS:
+    def _keyed(self, key: str, asked: object, make: Callable[[], T]) -> T:
+        """The first answer under a key, a refusal too, for a day; only to the same question."""
+        kept = self._keys.get(key)
+        if kept is None or self.now() - kept.at > KEY_SECONDS:
+            answer: Any
             try:
-                kept = make()
+                answer = make()
             except StripeFailed as refused:
-                kept = refused
-            self._keys[key] = (self.now(), kept)
-        if isinstance(kept, StripeFailed):
-            raise kept
-        given: T = kept
+                answer = refused
+            kept = self._keys[key] = _Kept(self.now(), asked, answer)
+        if kept.asked not in (ANYTHING, asked):
+            raise StripeFailed("another question", stripe_code="idempotency_error")
+        if isinstance(kept.answer, StripeFailed):
+            raise kept.answer
+        given: T = kept.answer
         return given
+
+    def forget_keys(self) -> None:
+        """As if a day had passed."""
+        self._keys.clear()
 
     def refuse(self, key: str, refusal: StripeFailed) -> bool:
         """For a day that is the answer under this key; False where there is one already."""
         if key in self._keys:
             return False
-        self._keys[key] = (self.now(), refusal)
+        self._keys[key] = _Kept(self.now(), ANYTHING, refusal)
         return True
 
     def _tell(
