@@ -50,9 +50,24 @@ class Api:
 
     async def login(self, email: str, password: str) -> str:
         """Returns a bearer token."""
+        return str((await self.identify(email, password))["token"])
+
+    async def identify(self, email: str, password: str) -> Json:
+        """Logs in: returns `token`, `role` and `user_id`."""
         body = {"email": email, "password": password}
-        answer = await self._call("POST", "/api/auth/login", json=body)
-        return str(answer["token"])
+        return await self._call("POST", "/api/auth/login", json=body)
+
+    async def sign_up(self, role: str, name: str, email: str, password: str) -> Json:
+        """A new customer or mechanic: returns `token`, `role` and `user_id`."""
+        body = {"name": name, "email": email, "password": password}
+        return await self._call("POST", f"/api/{role}/signup", json=body)
+
+    async def approve(self, admin_token: str, mechanic_id: str) -> None:
+        await self._call("POST", f"/api/admin/mechanics/{mechanic_id}/approve", token=admin_token)
+
+    async def add_favorite(self, token: str, mechanic_id: str) -> None:
+        body = {"provider_id": mechanic_id, "provider_type": "independent"}
+        await self._call("POST", "/api/customer/favorites", token=token, json=body)
 
     async def start_intake(self, token: str, order: Order) -> Json:
         """Returns `intake_id` and `redirect`; free plans also `session_id` and `request_id`."""

@@ -25,8 +25,9 @@ from loadtest.client import Refused
 from loadtest.history import History
 from loadtest.local_server import ServerFailed
 from loadtest.narrator import Narrator
-from loadtest.people import City
+from loadtest.people import City, Member
 from loadtest.tale import Line, Mood
+from loadtest.visitors import settle
 
 PORT = 8000
 TELL_SECONDS = 0.1
@@ -95,12 +96,14 @@ async def _live(options: argparse.Namespace) -> None:
             )
         )
         city = await local_server.seed(folder, mechanics=None, customers=None)
-        print(_introduction(server.url, city, folder), flush=True)
         http = await stack.enter_async_context(aiohttp.ClientSession())
+        api = Api(http, server.url)
+        visitors = await settle(api, city)
+        print(_introduction(server.url, city, visitors, folder), flush=True)
         history = History(keeps=False)
         narrator = Narrator(city.workshop_names())
         history.listeners.append(narrator.take)
-        life = CityLife(Api(http, server.url), city, history, narrator.say, options.seed)
+        life = CityLife(api, city, history, narrator.say, options.seed)
         living = asyncio.create_task(life.run(), name="city")
         stack.push_async_callback(_stop, living)
         stack.enter_context(_saying_goodbye())
@@ -160,7 +163,7 @@ def _paint(text: str, code: str) -> str:
     return f"\x1b[{code}m{text}\x1b[0m" if code else text
 
 
-def _introduction(url: str, city: City, folder: Path) -> str:
+def _introduction(url: str, city: City, visitors: tuple[Member, Member], folder: Path) -> str:
     """Where to look, who may log in, and how to watch a request."""
     customer, mechanic, admin = city.customers[0], city.mechanics[0], city.admin
     python = _python()
@@ -170,11 +173,17 @@ def _introduction(url: str, city: City, folder: Path) -> str:
         f"  {role:<9} {member.name:<22} {member.email:<{width}}  {member.password}"
         for role, member in (("customer", customer), ("mechanic", mechanic), ("admin", admin))
     ]
+    pages = zip(("customer", "mechanic", "ops"), (*visitors, admin), strict=True)
     return "\n".join(
         [
             "",
             f"  {url}   (health {url}/healthz, metrics {url}/metrics)",
             "",
+            "  In a browser, each in a window of its own; a plan's minute is a second here:",
+            *[f"    {url}/{page:<9} {who.email:<{width}}  {who.password}" for page, who in pages],
+            "  Book your favourite, a diagnosis, and be the mechanic who accepts it.",
+            "",
+            "  Some of those who live here:",
             *rows,
             f"  everybody else: {python} -m dispatch.cli seed-demo --embedded {folder}",
             "",

@@ -79,7 +79,11 @@ export async function api(method, path, body) {
   if (body !== undefined) headers["content-type"] = "application/json";
   let response;
   try {
-    const options = { method, headers, body: body === undefined ? undefined : JSON.stringify(body) };
+    const options = {
+      method,
+      headers,
+      body: body === undefined ? undefined : JSON.stringify(body),
+    };
     response = await fetch(path, { ...options, redirect: "error", cache: "no-store" });
   } catch {
     throw new Failure("lost", "The server cannot be reached. Please try again.");
@@ -155,7 +159,7 @@ export class Live extends EventTarget {
     return true;
   }
 
-  /** Sends a frame and gives its answer; a Failure for an `error`, `lost` when it may not have come. */
+  /** Sends a frame and gives its answer; a Failure for an `error`, and `lost` without an answer. */
   ask(frame) {
     return new Promise((resolve, reject) => {
       const id = newId();
@@ -384,7 +388,7 @@ class Talk {
     return [...this.#bySeq.values()].sort((one, other) => one.seq - other.seq);
   }
 
-  /** What is on its way: [{client_message_id, body, failed}], `failed` says why it never will be. */
+  /** What is on its way: [{client_message_id, body, failed}]; `failed` says why it is not. */
   get unsent() {
     return [...this.#unsent].map(([client_message_id, what]) => ({ client_message_id, ...what }));
   }
@@ -413,7 +417,7 @@ class Talk {
 
   #read() {
     const part = { session_id: this.#sessionId, after: this.#whole, limit: HISTORY_LIMIT };
-    this.#live.ask({ type: "chat.history", ...part }).catch(() => {}); // the next welcome asks again
+    this.#live.ask({ type: "chat.history", ...part }).catch(() => {}); // asked again on a welcome
   }
 
   async #send(client_message_id) {

@@ -8,7 +8,7 @@ export const $ = (id) => document.getElementById(id);
 
 // --- elements -----------------------------------------------------------------------------------
 
-/** An element with attributes and children; `on…` are listeners, other functions and false are left out. */
+/** An element with attributes and children; functions are listeners, false is left out. */
 export function el(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -96,12 +96,15 @@ export function money(cents, currency) {
   return new Intl.NumberFormat("en", style).format(cents / 100);
 }
 
+const DAY = { day: "numeric", month: "short" };
+const TIME = { hour: "2-digit", minute: "2-digit" };
+
 export function moment(text) {
-  return new Date(text).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" });
+  return new Date(text).toLocaleString("en-GB", { ...DAY, ...TIME });
 }
 
-export function clock(text) {
-  return new Date(text).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
+export function clock(text, detail = {}) {
+  return new Date(text).toLocaleTimeString("en-GB", { ...TIME, ...detail });
 }
 
 /** Words of the wire for people: `priority_broadcast` is "priority broadcast". */
@@ -119,7 +122,11 @@ export function table(caption, heads, rows, nothing) {
       {},
       el("caption", { class: "hidden" }, caption),
       el("thead", {}, el("tr", {}, heads.map(cell("th")))),
-      el("tbody", {}, rows.map((row) => el("tr", {}, row.map(cell("td"))))),
+      el(
+        "tbody",
+        {},
+        rows.map((row) => el("tr", {}, row.map(cell("td")))),
+      ),
     ),
   );
 }
@@ -152,7 +159,9 @@ setInterval(() => document.querySelectorAll("time.countdown").forEach(tick), 250
 /** A line at the foot of the page, read out by screen readers, gone after a while. */
 export function tell(text, kind = "") {
   const line = el("p", { class: `notice ${kind}` }, text);
-  line.append(el("button", { type: "button", "aria-label": "Dismiss", onclick: () => line.remove() }, "×"));
+  line.append(
+    el("button", { type: "button", "aria-label": "Dismiss", onclick: () => line.remove() }, "×"),
+  );
   $("notices").append(line);
   setTimeout(() => line.remove(), 12_000);
 }
@@ -174,14 +183,18 @@ export function asPerson(role, begin) {
   $("log-out").addEventListener("click", () => during($("log-out"), leave));
   for (const form of document.querySelectorAll("#account form")) {
     onSubmit(form, async (values) => {
-      await enter(form.dataset.path, shaped(values), role).catch((failure) => {
+      try {
+        await enter(form.dataset.path, shaped(values), role);
+      } catch (failure) {
+        if (!(failure instanceof Failure)) throw failure;
         fill(form.querySelector("[role=alert]"), sentence(failure.message));
-        throw failure;
-      });
+        return;
+      }
       start();
     });
   }
-  if (login()?.role === role) queueMicrotask(start); // once the page's own module is all there
+  if (login()?.role === role)
+    queueMicrotask(start); // once the page's own module is all there
   else show(false);
 
   function start() {
@@ -192,7 +205,10 @@ export function asPerson(role, begin) {
     fill($("who"), who.email);
     live.addEventListener("state", ({ detail }) => {
       $("link").dataset.state = detail;
-      fill($("link"), { live: "live", connecting: "connecting…", waiting: "reconnecting…" }[detail]);
+      fill(
+        $("link"),
+        { live: "live", connecting: "connecting…", waiting: "reconnecting…" }[detail],
+      );
     });
     live.addEventListener("out", () => {
       forget();

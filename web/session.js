@@ -1,10 +1,11 @@
-// A running session, as both sides see it: who is there, the minutes left, the chat, video, the end.
+// A session as both sides see it: who is there, the minutes left, chat, video, the end.
 
 import { api } from "./client.js";
 import { button, clock, countdown, el, fill, onSubmit } from "./page.js";
 
 /** Whether there is still something to come of it. */
-export const lives = ({ status }) => ["scheduled", "pending", "accepted", "active"].includes(status);
+export const lives = ({ status }) =>
+  ["scheduled", "pending", "accepted", "active"].includes(status);
 
 /**
  * What belongs to one session: `node`, `update(state)` for each `session.status`, `warn(frame)` for
@@ -18,6 +19,7 @@ export function sessionPart(live, who, sessionId, { join: enter }) {
   const video = el("div", {});
   const node = el("div", { class: "session" }, line, warning, chat.node, video, ways);
   let shown = "";
+  let maySeeEachOther = false;
 
   const join = button("Join", enter, "main");
   const end = button("End session", () => live.ask({ type: "session.end", session_id: sessionId }));
@@ -31,9 +33,20 @@ export function sessionPart(live, who, sessionId, { join: enter }) {
     const isActive = state.status === "active";
     node.hidden = !["accepted", "active"].includes(state.status);
     if (!isActive) fill(warning);
-    fill(line, connected(state), isActive && [" · ", countdown(state.ends_at), " left"]);
-    fill(ways, !isActive && join, end, isActive && call);
+    fill(line, connected(state, who.role), isActive && [" · ", countdown(state.ends_at), " left"]);
+    const isIn = who.role === "mechanic" && state.mechanics_connected === 1;
+    fill(ways, !isActive && !isIn && join, end, call);
+    call.hidden = !(isActive && maySeeEachOther);
     chat.allow(isActive);
+    if (isActive) lookForVideo();
+  }
+
+  /** The frames do not say what was booked: a chat has no video. */
+  async function lookForVideo() {
+    if (maySeeEachOther) return;
+    const details = await api("GET", `/api/sessions/${sessionId}`).catch(() => null);
+    maySeeEachOther = details !== null && details.session_type !== "chat";
+    call.hidden = !(maySeeEachOther && details.status === "active");
   }
 
   function warn({ ends_at }) {
@@ -43,9 +56,13 @@ export function sessionPart(live, who, sessionId, { join: enter }) {
   return { node, update, warn, gone: chat.gone };
 }
 
-function connected({ mechanics_connected: count, status }) {
-  const text = count === 1 ? "1 mechanic connected" : "Waiting for a mechanic";
-  return el("strong", { class: "connected", "data-count": count, "data-status": status }, text);
+const CONNECTED = {
+  customer: ["Waiting for your mechanic", "1 mechanic connected"],
+  mechanic: ["Your customer waits for you", "You are in"],
+};
+
+function connected({ mechanics_connected: count }, role) {
+  return el("strong", { class: "connected", "data-count": count }, CONNECTED[role][count]);
 }
 
 function room({ url, room, token, expires_at }) {
@@ -62,7 +79,12 @@ function room({ url, room, token, expires_at }) {
 
 function chatPart(live, who, sessionId) {
   const log = el("ol", { class: "chat", role: "log", "aria-label": "Chat", tabindex: "0" });
-  const words = el("textarea", { name: "body", rows: "1", required: true, "aria-label": "Message" });
+  const words = el("textarea", {
+    name: "body",
+    rows: "1",
+    required: true,
+    "aria-label": "Message",
+  });
   const form = el("form", { class: "say" }, words, el("button", { class: "main" }, "Send"));
   const talk = live.chats.open(sessionId, show);
 
@@ -93,8 +115,12 @@ function chatPart(live, who, sessionId) {
     );
 
   const unsent = ({ body, failed }) =>
-    el("li", { class: failed ? "mine failed" : "mine unsent" }, el("span", { class: "body" }, body),
-      el("small", {}, failed ?? "sending…"));
+    el(
+      "li",
+      { class: failed ? "mine failed" : "mine unsent" },
+      el("span", { class: "body" }, body),
+      el("small", {}, failed ?? "sending…"),
+    );
 
   function allow(maySay) {
     form.hidden = !maySay;

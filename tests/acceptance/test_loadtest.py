@@ -72,6 +72,7 @@ def test_the_demo_tells_stories_and_stops_by_itself(tmp_path: Path) -> None:
     assert (exit_code, complaints) == (0, "")
     assert re.search(r"customer +\S.*@", said)
     assert "loadtest.watch --url http://" in said
+    assert re.search(r"http://\S+/customer +vera@\S+ +\w+", said)
     assert re.search(r"B01 +\S+ pays \S+ for", said)
     assert "accepts and won" in said or "accept at once" in said
     assert "are connected" in said

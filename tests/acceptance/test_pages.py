@@ -5,14 +5,26 @@ a browser complains of (an exception, an error in its console, something that th
 forbids) fails the test as well.
 """
 
+import json
 import re
+import subprocess
+import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    Locator,
+    Page,
+    WebSocketRoute,
+    expect,
+    sync_playwright,
+)
 
 from tests.acceptance.actors import Town
 from tests.acceptance.attacker import Attacker
@@ -101,6 +113,10 @@ def book(page: Page, plan: str, concern: str, **choices: str) -> None:
     for label, choice in choices.items():
         page.get_by_label(label).select_option(label=choice)
     page.get_by_role("button", name="Book", exact=True).click()
+    sign(page)
+
+
+def sign(page: Page) -> None:
     page.get_by_label("Your full name").fill("Ann Author")
     page.get_by_label("I have read this and agree").check()
     page.get_by_role("button", name=re.compile("^Sign")).click()
@@ -136,6 +152,42 @@ def lies_within_the_screen(page: Page) -> None:
     """Nothing makes the page itself scroll sideways."""
     widths = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert widths[0] <= widths[1], widths
+
+
+class LossyLine:
+    """Between a page and the server: the first frame of each of these types is lost, and with it
+    the connection. `lost` are their types, `urls` where the page connected to."""
+
+    def __init__(self, page: Page, loses: tuple[str, ...]) -> None:
+        self.lost: list[str] = []
+        self.urls: list[str] = []
+        self._loses = loses
+        self._frames: list[dict[str, Any]] = []
+        page.route_web_socket(re.compile("/ws"), self._connected)
+        page.reload()
+
+    def said(self, kind: str) -> list[dict[str, Any]]:
+        """The page's frames of that type."""
+        return [frame for frame in self._frames if frame["type"] == kind]
+
+    def _connected(self, page: WebSocketRoute) -> None:
+        server = page.connect_to_server()
+        self.urls.append(page.url)
+        page.on_message(lambda text: self._say(server, text))
+        server.on_message(lambda text: self._tell(page, server, text))
+
+    def _say(self, server: WebSocketRoute, text: str | bytes) -> None:
+        self._frames.append(json.loads(text))
+        server.send(text)
+
+    def _tell(self, page: WebSocketRoute, server: WebSocketRoute, text: str | bytes) -> None:
+        kind = json.loads(text)["type"]
+        if kind in self._loses and kind not in self.lost:
+            self.lost.append(kind)
+            server.close()
+            page.close(code=4000)
+        else:
+            page.send(text)
 
 
 # --- the stories --------------------------------------------------------------------------------
@@ -187,6 +239,10 @@ def test_from_booking_to_rating_between_two_browsers(
     ann.locator("#after").get_by_role("button", name=re.compile("^Book .* again$")).click()
     shows(ann, "Before we begin")
     lies_within_the_screen(ann)
+    sign(ann)
+    pay(ann)
+    shows(ann, "Your favourite mechanic")
+    expect(offer(mechanic, "It rattles")).to_contain_text("You were asked by name")
     for page in (ann, mechanic):
         assert page.locator("img").count() == 0
         assert "token" not in page.url
@@ -258,6 +314,34 @@ def test_an_operator_sees_the_board_tick_and_lets_a_mechanic_in(
         assert page.locator("img").count() == 0
 
 
+def test_on_a_lossy_line_an_accept_and_a_message_count_once(
+    visit: Callable[..., Page], town: Town
+) -> None:
+    mechanic = visit("/mechanic")
+    line = LossyLine(mechanic, loses=("offer.won", "chat.message"))
+    log_in(mechanic, town.people["mechanics"][-3])
+    dan = visit("/customer", PHONE)
+    sign_up(dan, "Dan", "dan@example.org")
+    book(dan, "Free trial chat", "It drips")
+
+    offer(mechanic, "It drips").get_by_role("button", name="Accept and join").click()
+    shows(mechanic, "Dan is yours.")
+    dan.get_by_role("button", name="Join", exact=True).click()
+    say(mechanic, "Is it oil?")
+
+    reads(dan, "Is it oil?")
+    reads(mechanic, "Is it oil?")
+    say(dan, "It smells of petrol.")
+    reads(mechanic, "Is it oil?", "It smells of petrol.")
+    reads(dan, "Is it oil?", "It smells of petrol.")
+    assert line.lost == ["offer.won", "chat.message"]
+    assert len(line.said("offer.accept")) == len(line.said("chat.send")) == 2
+    assert len({frame["accept_id"] for frame in line.said("offer.accept")}) == 1
+    assert len({frame["client_message_id"] for frame in line.said("chat.send")}) == 1
+    assert all(frame["token"] for frame in line.said("hello"))
+    assert all("?" not in url for url in line.urls)
+
+
 # --- what is served -----------------------------------------------------------------------------
 
 CSP = (
@@ -282,3 +366,21 @@ def test_a_page_carries_the_strict_policy_and_is_sent_once(town: Town, path: str
         assert answer.headers["cache-control"] == "no-cache"
     assert (first.status, again.status, again.body) == (200, 304, b"")
     assert (changed.status, changed.body) == (200, first.body)
+
+
+def test_an_unknown_file_is_not_found(town: Town) -> None:
+    attacker = Attacker(town)
+
+    for name in ("nothing.js", "..%2fschema.sql", "%2e%2e", "client.js%00"):
+        assert attacker.call("GET", f"/web/{name}").status == 404
+
+
+def test_the_installed_package_has_the_pages(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=root, check=True, capture_output=True)
+
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    assert packed >= {f"dispatch/web/{file.name}" for file in (root / "web").iterdir()}
+    assert "dispatch/schema.sql" in packed
