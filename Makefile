@@ -24,6 +24,7 @@ check: setup
 	$(PYTHON) -m mypy dispatch tests loadtest bench docs
 	$(PYTHON) -m pytest tests/unit/test_routing.py tests/unit/test_lifecycle.py \
 	  tests/unit/test_lifecycle_accepted.py tests/unit/test_replay.py tests/unit/test_money.py \
+	  tests/unit/test_experiments.py \
 	  --cov=dispatch.core --cov-branch --cov-fail-under=100 --no-cov-on-fail
 
 load: setup

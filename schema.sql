@@ -914,7 +914,8 @@ SELECT r.id AS request_id, r.session_id, r.customer_id, r.offer_id, r.session_ty
        s.customer_joined_at, s.mechanic_joined_at, r.created_at, r.opens_at,
        slot.ends_at AS slot_ends_at, r.expires_at, r.accepted_at, r.stage_ends_at,
        r.next_attempt_at, r.seen_at, r.priority_notified_at, r.fallback_broadcast_at, s.join_by,
-       s.started_at, s.ends_at, r.warned_at, s.ended_by, r.message
+       s.started_at, s.ends_at, r.warned_at, s.ended_by, r.message,
+       r.experiment, r.arm, r.priority_window_seconds
   FROM session_requests r
   JOIN sessions s ON s.id = r.session_id
   JOIN plans p ON p.code = r.plan_code
@@ -1102,7 +1103,8 @@ CREATE TYPE change AS (
     asked_attempt    integer,
     answered_id      uuid,     -- a mechanic saw the round, or declined it
     answered_status  text,
-    answered_reason  text
+    answered_reason  text,
+    policy           jsonb     -- where it is the booking's own, and perhaps not kept yet
 );
 
 -- What a change leaves beside the booking itself: its history, the event and the policy with the first
@@ -1111,6 +1113,9 @@ CREATE FUNCTION record_change(c change) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     b booking_states := c.booking;
 BEGIN
+    IF c.policy IS NOT NULL THEN
+        INSERT INTO policies (id, policy) VALUES (c.policy_id, c.policy) ON CONFLICT (id) DO NOTHING;
+    END IF;
     INSERT INTO session_events (session_id, at, version, event, policy_id, type, user_id, metadata)
     SELECT b.session_id, c.at, b.version, CASE WHEN n = 1 THEN c.event END,
            CASE WHEN n = 1 THEN c.policy_id END, type, user_id,
@@ -1159,9 +1164,12 @@ END $$;
 -- With p_opened (the JSON of a `change`) a booking for now is in its first stage at once: as it was
 -- decided, under the ids that were chosen for it, with what that change records. Raises where that was
 -- decided more than a second ago: a stage has its time from when it is written.
+--
+-- With p_trial (the JSON of core.experiments.Trial), or where p_opened says so, an experiment touches
+-- it, and its customer is in that arm from now on. Raises where she is in another meanwhile.
 CREATE FUNCTION create_session(
     p_intake_id uuid, p_stripe_session_id text, p_ttl interval, p_message text,
-    p_opened json DEFAULT NULL
+    p_opened json DEFAULT NULL, p_trial json DEFAULT NULL
 ) RETURNS TABLE (session_id uuid, request_id uuid, session_type text, session_status text)
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -1177,6 +1185,7 @@ BEGIN
         RAISE EXCEPTION 'the opening of intake % is of %', p_intake_id, b.created_at;
     END IF;
     IF p_opened IS NULL THEN
+        b := json_populate_record(NULL::booking_states, p_trial);
         b.request_id := gen_random_uuid();
         b.session_id := gen_random_uuid();
         b.offer_id := gen_random_uuid();
@@ -1209,17 +1218,28 @@ BEGIN
     INSERT INTO session_participants (session_id, user_id, role)
     VALUES (b.session_id, i.customer_id, 'customer');
 
+    IF b.experiment IS NOT NULL THEN
+        INSERT INTO experiment_assignments (customer_id, experiment, arm, assigned_at)
+        VALUES (i.customer_id, b.experiment, b.arm, b.created_at) ON CONFLICT DO NOTHING;
+        IF NOT EXISTS (SELECT 1 FROM experiment_assignments a WHERE a.customer_id = i.customer_id
+                          AND a.experiment = b.experiment AND a.arm = b.arm) THEN
+            RAISE EXCEPTION 'customer % is in another arm of % than %', i.customer_id, b.experiment, b.arm;
+        END IF;
+    END IF;
+
     INSERT INTO session_requests (id, session_id, offer_id, customer_id, session_type, plan_code, urgent,
                                   is_specialist, routing_type, preferred_workshop_id,
                                   preferred_mechanic_id, wait_for_preferred, priority_window_minutes,
                                   status, stage, version, attempt, message, priority_notified_at,
                                   fallback_broadcast_at, created_at, opens_at, stage_ends_at,
-                                  next_attempt_at, expires_at, due_at)
+                                  next_attempt_at, expires_at, due_at, experiment, arm,
+                                  priority_window_seconds)
     VALUES (b.request_id, b.session_id, b.offer_id, i.customer_id, plan.type, plan.code, i.urgent,
-            i.is_specialist, i.routing_type, i.workshop_id, i.preferred_mechanic_id,
+            i.is_specialist, coalesce(b.routing, i.routing_type), i.workshop_id, i.preferred_mechanic_id,
             i.wait_for_preferred, priority_window_minutes(b), b.status, b.stage, b.version, b.attempt,
             b.message, b.priority_notified_at, b.fallback_broadcast_at, b.created_at, b.opens_at,
-            b.stage_ends_at, b.next_attempt_at, b.expires_at, c.due_at);
+            b.stage_ends_at, b.next_attempt_at, b.expires_at, c.due_at, b.experiment, b.arm,
+            b.priority_window_seconds);
 
     INSERT INTO session_assignments (offer_id, request_id, session_id, generation, status, offered_at)
     VALUES (b.offer_id, b.request_id, b.session_id, 1, 'queued', b.created_at);
@@ -1242,6 +1262,18 @@ BEGIN
     session_status := b.status;
     RETURN NEXT;
 END $$;
+
+-- The experiments that run now, the oldest first, as the JSON of core.experiments.Running: with the arm
+-- that this customer is in.
+CREATE FUNCTION running_experiments(p_customer_id uuid) RETURNS json LANGUAGE sql STABLE AS $$
+    SELECT coalesce(json_agg(json_build_object('name', e.name, 'arms', e.arms, 'assigned', a.arm,
+                                               'rollout_percentage', e.rollout_percentage)
+                             ORDER BY e.created_at, e.name), '[]')
+      FROM experiments e
+      LEFT JOIN experiment_assignments a ON a.experiment = e.name AND a.customer_id = p_customer_id
+     WHERE e.rollout_percentage > 0
+       AND e.active_from <= dispatch_now() AND (e.active_until IS NULL OR e.active_until > dispatch_now())
+$$;
 
 -- The JSON of sessions.Prospect: all that deciding the first stage of a booking needs, before there is
 -- one. The intake need not be stored yet. Null: there is no such customer or plan.
@@ -1266,6 +1298,8 @@ BEGIN
                    'concern', i.concern,
                    'favourite', (SELECT row_to_json(c) FROM candidates c
                                   WHERE c.mechanic_id = i.preferred_mechanic_id),
+                   'experiments', CASE WHEN i.routing_type = 'priority_broadcast'
+                                       THEN running_experiments(i.customer_id) ELSE '[]' END,
                    'now', dispatch_now())
           FROM plans p, users u
          WHERE p.code = i.plan_code AND u.id = i.customer_id);

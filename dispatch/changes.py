@@ -51,6 +51,7 @@ class Change(Struct, kw_only=True):
     answered_id: UUID | None = None
     answered_status: Literal["seen", "declined"] | None = None
     answered_reason: str | None = None
+    policy: Policy | None = None
 
     def document(self) -> str:
         """The JSON that `write_change` and the factory take."""

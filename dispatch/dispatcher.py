@@ -28,7 +28,7 @@ from dispatch.audience import Audience
 from dispatch.audit import Audit
 from dispatch.board import Board
 from dispatch.changes import Change, change_of
-from dispatch.core import lifecycle, messages, routing
+from dispatch.core import experiments, lifecycle, messages, routing
 from dispatch.core.types import (
     Ask,
     Booking,
@@ -65,7 +65,7 @@ from dispatch.metrics import Metrics
 from dispatch.presence import PresenceRegistry
 from dispatch.protocol import LostReason
 from dispatch.sessions import Opening, Prospect
-from dispatch.store import Facts, Locked, Store
+from dispatch.store import Facts, Locked, Store, policy_row
 from dispatch.tasks import Tasks
 from dispatch.timers import Clock, Timers
 from dispatch.waterfall import Waterfall
@@ -87,6 +87,8 @@ class Rejected(Conflict):
         super().__init__(
             rejection.code, f"{rejection.event} is not possible in state {rejection.state}"
         )
+        if rejection.code == "not_found":
+            self.status = NotFound.status
 
 
 class Answer(Struct, frozen=True):
@@ -152,8 +154,10 @@ class Dispatcher:
         because notifications are to be queued with it.
         """
         made = lifecycle.made(prospect.wish, uuid4(), uuid4(), uuid4(), prospect.now, self._policy)
+        made = experiments.under(made, experiments.trial(prospect.wish, prospect.experiments))
         event = await self._opening(made, prospect.favourite)
-        decision = lifecycle.decide(made, event, prospect.now, self._policy)
+        policy = experiments.policy_of(made, self._policy)
+        decision = lifecycle.decide(made, event, prospect.now, policy)
         if any(self._is_queued(decision.booking, effect) for effect in decision.effects):
             return None
         change = self._change_of(made, event, decision, prospect.now)
@@ -500,7 +504,8 @@ class Dispatcher:
                 busy = await self._store.customer_is_busy(locked)
                 event = replace(event, customer_busy=busy)
             before = locked.entry.booking
-            decision = lifecycle.decide(before, event, locked.now, self._policy)
+            policy = experiments.policy_of(before, self._policy)
+            decision = lifecycle.decide(before, event, locked.now, policy)
             if decision.rejection is not None:
                 raise Rejected(decision.rejection)
             changed = decision.booking is not before
@@ -535,7 +540,12 @@ class Dispatcher:
         return replace(locked.entry, booking=change.booking, display=display)
 
     def _change_of(self, before: Booking, event: Event, decision: Decision, at: datetime) -> Change:
-        return change_of(before, event, decision, at, self._policy, self._policy_id, uuid4())
+        policy = experiments.policy_of(before, self._policy)
+        own = None if policy is self._policy else policy  # the node's is kept already
+        policy_id = self._policy_id if own is None else policy_row(own)[0]
+        change = change_of(before, event, decision, at, policy, policy_id, uuid4())
+        change.policy = own
+        return change
 
     async def _queue(self, locked: Locked, booking: Booking, effects: tuple[Effect, ...]) -> bool:
         """What is to be done outside the database: refunds, notifications. Whether there is any."""

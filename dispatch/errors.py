@@ -188,6 +188,7 @@ STATUSES: Final[Mapping[str, int]] = {
             "cancelled",
             "email_taken",
             "expired",
+            "experiment_started",
             "insufficient_credits",
             "no_video",
             "not_completed",

@@ -18,6 +18,7 @@ from msgspec.structs import asdict, replace
 
 from dispatch import credits, queries
 from dispatch.core import messages
+from dispatch.core.experiments import Running, trial
 from dispatch.core.types import Booking, Candidate, Routing, Wish
 from dispatch.credits import InsufficientCredits
 from dispatch.database import Connection, Pool, transaction, unavailable_when_lost
@@ -76,6 +77,7 @@ class Prospect(Struct, frozen=True, kw_only=True):
     concern: str | None
     favourite: Candidate | None
     now: datetime
+    experiments: tuple[Running, ...] = ()
     paid: bool = False
 
     def entry(self, booking: Booking) -> Entry:
@@ -280,10 +282,13 @@ async def create(
     then.
     """
     message = messages.CREATED if slot_id is None else messages.SCHEDULED
+    tried = await _trial(connection, intake_id)
     try:
         row = await connection.fetchrow(
-            _SQL["create_session"], intake_id, stripe_session_id, ttl, message
+            _SQL["create_session"], intake_id, stripe_session_id, ttl, message, tried
         )
+    except asyncpg.RaiseError as error:
+        raise Unavailable("another booking of yours was just made, try again") from error
     except asyncpg.CheckViolationError as error:
         if error.constraint_name == "slots_not_overfull":
             raise SlotFull from error
@@ -297,6 +302,13 @@ async def create(
         type=row["session_type"],
         status=row["session_status"],
     )
+
+
+async def _trial(connection: Connection, intake_id: UUID) -> str | None:
+    """The JSON of the experiment that touches this intake's booking, if one does."""
+    found = decode_prospect(await connection.fetchval(_SQL["prospect"], intake_id))
+    tried = trial(found.wish, found.experiments)
+    return None if tried is None else msgspec.json.encode(tried).decode()
 
 
 async def intake_of(connection: Connection, intake_id: UUID, customer_id: UUID) -> Intake:

@@ -114,6 +114,8 @@ class Booking(Struct, frozen=True, kw_only=True):
     `stage` is None before the opening and once nobody can be offered it. `next_attempt_at` is None
     when the favourite has seen the offer (at `seen_at`), or is waited for. `opens_at` of a booking
     for now is its creation. `offer_id` names the present round and is new in every generation.
+    `experiment` and `arm` say why it is dispatched otherwise than others; with a window of its own,
+    if that is why. They never change.
     """
 
     request_id: UUID
@@ -158,6 +160,9 @@ class Booking(Struct, frozen=True, kw_only=True):
     warned_at: datetime | None
     ended_by: UUID | None
     message: str
+    experiment: str | None = None
+    arm: str | None = None
+    priority_window_seconds: float | None = None
 
 
 class Candidate(Struct, frozen=True, kw_only=True):

@@ -1,10 +1,10 @@
-"""Key figures, for operators."""
+"""Key figures and experiments, for operators."""
 
 from datetime import date
 
 from msgspec import field
 
-from dispatch import analytics
+from dispatch import analytics, experiments
 from dispatch.endpoints.area import ADMIN, Area, Asked, Path
 from dispatch.exchange import Page
 
@@ -18,7 +18,7 @@ class Span(Page, frozen=True):
 
 
 class Analytics(Area):
-    """How bookings fare."""
+    """How bookings fare, and what is tried to make them fare better."""
 
     def paths(self) -> list[Path]:
         """Every path of the area."""
@@ -31,6 +31,23 @@ class Analytics(Area):
                 query=Span,
                 answer=analytics.Analytics,
             ),
+            Path(
+                "GET",
+                "/api/admin/experiments",
+                self.list_experiments,
+                roles=ADMIN,
+                query=Page,
+                answer=experiments.Experiments,
+            ),
+            Path(
+                "PUT",
+                "/api/admin/experiments",
+                self.put_experiment,
+                roles=ADMIN,
+                body=experiments.ExperimentForm,
+                answer=experiments.Experiment,
+                errors=("experiment_started",),
+            ),
         ]
 
     async def analytics(self, asked: Asked) -> analytics.Analytics:
@@ -41,3 +58,13 @@ class Analytics(Area):
         return await analytics.analytics(
             self.node.pool, first, last, wanted.by, limit=wanted.limit, offset=wanted.offset
         )
+
+    async def list_experiments(self, asked: Asked) -> experiments.Experiments:
+        """Every experiment, the latest first, with who changed it last."""
+        page: Page = asked.query
+        return await experiments.listing(self.node.pool, limit=page.limit, offset=page.offset)
+
+    async def put_experiment(self, asked: Asked) -> experiments.Experiment:
+        """Makes one experiment, or changes the one of that name, from the next booking on. It is
+        never deleted: a rollout of 0 switches it off."""
+        return await experiments.put(self.node.pool, asked.caller.user_id, asked.body)

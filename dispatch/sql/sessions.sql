@@ -49,7 +49,12 @@ ON CONFLICT (intake_id) DO NOTHING
 
 -- name: create_session
 -- The one factory (S1).
-SELECT session_id, request_id, session_type, session_status FROM create_session($1, $2, $3, $4)
+SELECT session_id, request_id, session_type, session_status
+  FROM create_session($1, $2, $3, $4, NULL, $5)
+
+-- name: prospect
+-- All that the first stage of a booking of a stored intake depends on.
+SELECT prospect(i) FROM intakes i WHERE i.id = $1
 
 -- name: book_intake
 -- Intake, session and first stage of a booking that costs no money; $5: it costs credits.
