@@ -17,10 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import asyncpg
 import msgspec
 import uvloop
 from msgspec import Struct
 
+from dispatch import books
 from loadtest.figures import describe_machine
 from loadtest.money import servers
 from loadtest.money.rules import Violation
@@ -179,6 +181,8 @@ async def perform(
         except Exception:
             violations = [Violation("performed", traceback.format_exc(limit=-3))]
             counts = Counter()
+        if seed == seeds[-1]:
+            violations += await unmatched(world.db)
         put(Report(seed, violations, dict(counts), world.deaths))
         world.deaths = []
         if violations:
@@ -186,6 +190,15 @@ async def perform(
             world = await World.open(world.config)
             await world.forget()
     await world.close()
+
+
+async def unmatched(db: asyncpg.Pool) -> list[Violation]:
+    """What `dispatch books` does not find right in the whole database."""
+    found = (await books.read(db)).mismatches
+    return [
+        Violation("the books match", f"{m.what} {m.id}: {m.expected}, found {m.found}")
+        for m in found
+    ]
 
 
 _shown_at = 0.0

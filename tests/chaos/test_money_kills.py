@@ -3,7 +3,7 @@
 import pytest
 
 from loadtest.money import payout_scene, real_kills, rules, scene
-from loadtest.money.campaign import Play, Report, perform
+from loadtest.money.campaign import Play, Report, perform, unmatched
 from loadtest.money.plan import draw
 
 PERMUTATIONS = 40
@@ -40,8 +40,10 @@ async def test_each_cent_has_its_place_when_a_server_is_killed_while_webhooks_ar
 ) -> None:
     async with real_kills.opened(database_url, redis_url, seed=7) as town:
         truth = await real_kills.perform(town, kills=1, patient=False)
+        mismatches = await unmatched(town.db)
 
     assert rules.check(truth) == []
+    assert mismatches == []
     assert town.kills == 1
     assert len(truth.money) >= real_kills.CUSTOMERS
 
