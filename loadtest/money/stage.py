@@ -78,12 +78,13 @@ class Stage(Generic[Action]):
         self._faulty = False
         for process in filter(None, self.world.nodes):
             process.kill_at = None
-        for _ in range(ROUNDS):
+        for round_ in range(ROUNDS):
             if len(self.world.bugs.met) > BUGS:
                 return
             await self.settle()
             await self.deliver_rest()
-            await asyncio.gather(*(self.sweep(node) for node in range(NODES)))
+            nodes = range(NODES) if round_ == 0 else (round_ % NODES,)
+            await asyncio.gather(*(self.sweep(node) for node in nodes))
             wait_seconds = await reading.outbox_wait(self.world.db)
             if wait_seconds is None and not self.fresh() and not await self.settle():
                 return
