@@ -104,6 +104,7 @@ CREATE TABLE organizations (
     stripe_onboarding_completed boolean NOT NULL DEFAULT false,
     stripe_payouts_enabled      boolean NOT NULL DEFAULT false,
     stripe_read_at              timestamptz,  -- what stands there of Stripe is of this moment or later
+    stripe_account_before       text,         -- the last one that Stripe no longer shows us
     platform_fee_percentage     numeric(5, 2) NOT NULL DEFAULT 20
                                 CHECK (platform_fee_percentage BETWEEN 0 AND 100),
     custom_fee_agreement        boolean NOT NULL DEFAULT false,
@@ -140,6 +141,7 @@ CREATE TABLE mechanics (
     stripe_onboarding_completed boolean NOT NULL DEFAULT false,
     stripe_payouts_enabled      boolean NOT NULL DEFAULT false,
     stripe_read_at              timestamptz,
+    stripe_account_before       text,
     deleted_at                timestamptz,
     changed_at                timestamptz NOT NULL DEFAULT clock_timestamp(),
     CHECK ((account_type = 'workshop') = (workshop_id IS NOT NULL))
@@ -287,7 +289,10 @@ CREATE TABLE plans (
     name        text NOT NULL,
     type        text NOT NULL CHECK (type IN ('chat', 'video', 'diagnostic')),
     price_cents integer NOT NULL CHECK (price_cents >= 0),
-    currency    text NOT NULL CHECK (currency ~ '^[a-z]{3}$'),
+    -- Of those that have cents: amounts are shown and split by them.
+    currency    text NOT NULL CHECK (currency ~ '^[a-z]{3}$' AND currency NOT IN
+                ('bif', 'clp', 'djf', 'gnf', 'jpy', 'kmf', 'krw', 'mga', 'pyg', 'rwf', 'ugx', 'vnd', 'vuv',
+                 'xaf', 'xof', 'xpf', 'bhd', 'iqd', 'jod', 'kwd', 'lyd', 'omr', 'tnd')),
     minutes     integer NOT NULL CHECK (minutes > 0),
     active      boolean NOT NULL DEFAULT true
 );
@@ -687,7 +692,7 @@ BEGIN
 END $$;
 CREATE TRIGGER payment_move
     BEFORE UPDATE OF status, refunded_cents ON payments
-    FOR EACH ROW WHEN (NEW.status IN ('held', 'refunding', 'refunded')
+    FOR EACH ROW WHEN ((NEW.status <> OLD.status AND NEW.status IN ('held', 'refunding', 'refunded'))
                        OR NEW.refunded_cents <> OLD.refunded_cents)
     EXECUTE FUNCTION payment_move();
 

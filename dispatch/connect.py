@@ -20,7 +20,7 @@ from dispatch.config import Config
 from dispatch.database import Pool, unavailable_when_lost
 from dispatch.errors import Forbidden, NotFound
 from dispatch.protocol import timestamp
-from dispatch.stripe_client import Account, StripeClient, StripeFailed
+from dispatch.stripe_client import StripeClient, StripeFailed
 
 log = logging.getLogger(__name__)
 
@@ -86,18 +86,25 @@ async def onboard(pool: Pool, stripe: StripeClient, config: Config, payee: Payee
         raise NotFound
     account_id = row["account_id"]
     if account_id is None:
+        before = row["stripe_account_before"]  # under its key Stripe would give that one again
         made = await stripe.create_account(
-            payee=f"{payee.kind}-{payee.id}",
+            payee=f"{payee.kind}-{payee.id}" + (f"-after-{before}" if before else ""),
             email=row["email"],
             metadata={f"{payee.kind}_id": str(payee.id)},
         )
         async with unavailable_when_lost():
             account_id = await pool.fetchval(_SQL[f"store_{payee.kind}"], payee.id, made.id)
-    link = await stripe.account_link(
-        account_id=account_id,
-        return_url=f"{config.public_url}/connect/return",
-        refresh_url=f"{config.public_url}/connect/refresh",
-    )
+    try:
+        link = await stripe.account_link(
+            account_id=account_id,
+            return_url=f"{config.public_url}/connect/return",
+            refresh_url=f"{config.public_url}/connect/refresh",
+        )
+    except StripeFailed as refused:
+        if refused.stripe_code != "account_invalid" or row["account_id"] is None:
+            raise
+        await refresh(pool, stripe, account_id)  # it is forgotten, and another is made
+        return await onboard(pool, stripe, config, payee)
     return Onboarding(
         url=link.url,
         expires_at=timestamp(link.expires_at),
@@ -112,7 +119,8 @@ async def onboard(pool: Pool, stripe: StripeClient, config: Config, payee: Payee
 async def refresh(pool: Pool, stripe: StripeClient, account_id: str) -> bool:
     """Our row says how far the account is now. False where it is nobody's account of ours.
 
-    One that Stripe no longer shows us (disconnected, or closed) takes no payouts. Raises
+    One that Stripe no longer shows us (disconnected, or closed) takes no payouts, and its payee may
+    set up another. Raises
     `Unavailable` and `StripeFailed`; nothing has changed then.
     """
     async with unavailable_when_lost():
@@ -125,7 +133,9 @@ async def refresh(pool: Pool, stripe: StripeClient, account_id: str) -> bool:
         if refused.stripe_code != "account_invalid":
             raise
         log.error("account %s is not ours any more: nothing is paid out to it", account_id)
-        account = Account(account_id, details_submitted=False, payouts_enabled=False)
+        async with unavailable_when_lost():
+            await pool.execute(_SQL["forget"], account_id)
+        return True
     async with unavailable_when_lost():
         await pool.execute(
             *(_SQL["write"], account_id, account.details_submitted, account.payouts_enabled),

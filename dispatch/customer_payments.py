@@ -88,29 +88,39 @@ def _state(row: asyncpg.Record) -> PaymentState:
 
 def message(row: asyncpg.Record) -> str:
     """What has become of a payment, in words; empty where there is nothing to say."""
+    note = row["note"] or ""
+    texts = []
     match row["status"]:
         case "created":
-            return messages.PAYMENT_EXPECTED
+            texts = [messages.PAYMENT_EXPECTED if row["is_paid"] else messages.PAYMENT_OPEN]
         case "held":
-            text = messages.PAYMENT_HELD
+            texts = [messages.PAYMENT_HELD]
         case "refunding":
-            text = messages.PAYMENT_REFUNDING
-        case _ if row["credited_cents"]:
-            text = messages.PAYMENT_CREDITED
-        case _ if row["refunded_cents"]:
-            text = messages.PAYMENT_REFUNDED
-        case "fulfilled":
-            return messages.CREATED
-        case _:
-            return ""
-    why = messages.WHY_REFUNDED.get(row["note"] or "", "") if row["status"] != "held" else ""
-    told = text.format(
+            texts = [messages.WHY_REFUNDED.get(note, ""), messages.PAYMENT_REFUNDING]
+        case "fulfilled" | "refunded":
+            texts = _given_back(row)
+    told = " ".join(filter(None, texts))
+    return told.format(
         received=_money(row["amount_cents"], row["currency"]),
         left=_money(row["amount_cents"] - row["refunded_cents"], row["currency"]),
         refunded=_money(row["refunded_cents"], row["currency"]),
         credited=_money(row["credited_cents"], row["currency"]),
     )
-    return f"{why} {told}".strip()
+
+
+def _given_back(row: asyncpg.Record) -> list[str]:
+    """The parts that went back, and why; of a payment of which nothing did that it is in order."""
+    note = row["note"] or ""
+    parts = []
+    if row["refunded_cents"]:
+        parts.append(messages.PAYMENT_REFUNDED)
+    if row["credited_cents"]:
+        parts.append(messages.PAYMENT_CREDITED)
+    if parts:
+        return [messages.WHY_REFUNDED.get(note, ""), *parts]
+    if note.startswith("refund failed"):
+        return [messages.PAYMENT_REFUND_FAILED]
+    return [messages.CREATED]
 
 
 def _money(cents: int, currency: str) -> str:

@@ -1,8 +1,9 @@
 """Money that is paid out to workshops and mechanics, and taken back of that (M3).
 
 One job: make a payout of all that a payee is owed, have Stripe transfer it once, reverse once what
-a refund takes back afterwards, and keep our rows what Stripe's are. Imports `stripe_client`,
-`database`, `queries`, `protocol` and `errors`; whoever runs payouts wakes the outbox afterwards.
+a refund takes back afterwards, and keep our rows what Stripe's are. Imports `connect`,
+`stripe_client`, `database`, `queries`, `protocol` and `errors`; whoever runs payouts wakes the
+outbox afterwards.
 
     earnings of a payee ── make_payout() ──> pending ── before the first call ──> processing
     processing ── its transfer is there ──> paid ── a refund ──> a reversal of so much, which
@@ -18,6 +19,7 @@ It fails with `Unavailable` (the same call again is right) and `StripeFailed` (f
 refuses for good is written into the row; what should not be is logged as an error, for a person.
 """
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from datetime import timedelta
@@ -27,7 +29,7 @@ from uuid import UUID
 import asyncpg
 from msgspec import Struct
 
-from dispatch import queries
+from dispatch import connect, queries
 from dispatch.database import Pool, unavailable_when_lost
 from dispatch.errors import NotFound, Unavailable
 from dispatch.protocol import timestamp
@@ -256,6 +258,8 @@ async def _send(pool: Pool, stripe: StripeClient, payout: _Payout) -> Transfer |
         if transfer is None:
             log.error("payout %s failed: %s", payout.id, refused.message)
             await _settle(pool, payout.id, "failed", None, _why(refused))
+            with contextlib.suppress(StripeFailed):  # the account may take none now
+                await connect.refresh(pool, stripe, payout.stripe_account_id)
         return transfer
 
 

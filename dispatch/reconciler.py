@@ -76,6 +76,7 @@ class Reconciler:
         await self._waiting("payouts_under_way", self._payout, found)
         await self._waiting("accounts_under_way", self._account, found)
         async with unavailable_when_lost():
+            await self._pool.execute(_SQL["expire"], OVERDUE)
             revived = await self._pool.fetch(_SQL["revive"])
             await self._pool.execute(_SQL["remember"], began_at)
         found["revived"] += len(revived)
@@ -91,7 +92,9 @@ class Reconciler:
             async with unavailable_when_lost():
                 if await self._pool.fetchval(_SQL["event_is_known"], event.id):
                     continue
-            outcome = await webhooks.take(self._pool, self._stripe, self._config, event)
+            outcome = await webhooks.take(
+                self._pool, self._stripe, self._config, event, is_late=True
+            )
             self._took(outcome)
             if outcome.result not in ("duplicate", "repeated", "ignored"):
                 found[event.type] += 1

@@ -12,9 +12,10 @@ good, and the payment is `held` for a person.
 import logging
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Final, Literal
 from uuid import UUID
 
+import asyncpg
 from msgspec import Struct
 
 from dispatch import queries
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _SQL: Final = queries.load("refunds")
 
+# In what a session is that is still to be served, or is being served.
+_GOES_ON: Final = ("scheduled", "pending", "accepted", "active")
 # What Stripe calls a refund that did not go through; all others are on their way or there.
 UNDONE: Final = ("failed", "canceled")
 
@@ -33,7 +36,8 @@ UNDONE: Final = ("failed", "canceled")
 class Reading(Struct, frozen=True, kw_only=True):
     """What Stripe had given back of a payment when it was asked, or a little later.
 
-    `failed` is why a refund that we asked for did not go through, if one did not.
+    `failed` is why a refund did not go through, if one did not, and `ours` whether we had asked for
+    one of these.
     """
 
     payment_id: UUID
@@ -41,6 +45,7 @@ class Reading(Struct, frozen=True, kw_only=True):
     read_at: datetime
     refunded_cents: int
     failed: str | None
+    ours: bool = False
 
 
 # --- deciding to give back ------------------------------------------------------------------------
@@ -136,13 +141,13 @@ async def read(pool: Pool, stripe: StripeClient, payment_id: UUID, payment_inten
         read_at: datetime = await pool.fetchval(_SQL["moment"])
     found = await stripe.refunds(payment_intent)
     undone = [refund for refund in found if refund.status in UNDONE]
-    ours = [refund for refund in undone if refund.payment_id == payment_id]
     return Reading(
         payment_id=payment_id,
         payment_intent=payment_intent,
         read_at=read_at,
         refunded_cents=sum(refund.amount_cents for refund in found if refund not in undone),
-        failed=ours[0].failure_reason or ours[0].status if ours else None,
+        failed=undone[0].failure_reason or undone[0].status if undone else None,
+        ours=any(refund.payment_id == payment_id for refund in undone),
     )
 
 
@@ -170,40 +175,58 @@ async def write(connection: Connection, reading: Reading) -> Status:
     if row is None:
         return "known"
     status = _status_after(row, reading)
-    given_back = reading.refunded_cents + row["credited_cents"]
-    if row["received_cents"] is not None and given_back > row["received_cents"]:
-        log.error("more of payment %s was given back than came in", reading.payment_id)
+    failed = status == "held" != row["status"] or reading.refunded_cents < row["refunded_cents"]
     await connection.execute(
         _SQL["write_refunds"],
         reading.payment_id,
         reading.refunded_cents,
         reading.read_at,
         status,
-        f"refund failed: {reading.failed}" if status == "held" != row["status"] else None,
+        f"refund failed: {reading.failed or 'unknown'}" if failed else None,
         reading.payment_intent,
     )
-    changed = status != row["status"]
     if row["session_id"] is not None:
         if reading.refunded_cents > row["refunded_cents"]:
             await connection.execute(_SQL["take_back_earnings"], row["session_id"])
-        if changed:
-            line = "refunded" if status == "refunded" else "refund_failed"
-            await _log(connection, row["session_id"], line, reading.failed)
-    if changed:
-        return "refunded" if status == "refunded" else "held"
+        if failed:
+            await _log(connection, row["session_id"], "refund_failed", reading.failed)
+        elif status != row["status"]:
+            await _log(connection, row["session_id"], "refunded", None)
+    _raise_alarms(row, reading, status, failed)
+    if status != row["status"]:
+        return "refunded" if status == "refunded" else "held" if status == "held" else "partly"
     if status == "refunding":
         return "refunding"
     return "partly" if reading.refunded_cents != row["refunded_cents"] else "known"
 
 
-def _status_after(row: Any, reading: Reading) -> str:
-    """The payment's status: `refunded` when nothing is left, else what it was, or `held`."""
+def _raise_alarms(row: asyncpg.Record, reading: Reading, status: str, failed: bool) -> None:
+    """Says what a person must look at."""
+    payment, session = reading.payment_id, row["session_status"]
+    given_back = reading.refunded_cents + row["credited_cents"]
+    if row["received_cents"] is not None and given_back > row["received_cents"]:
+        log.error("more of payment %s was given back than came in", payment)
+    if failed:
+        log.error("a refund of payment %s did not go through: %s", payment, reading.failed)
+        if row["taken_back_cents"] > given_back:
+            log.error("earnings were taken back for it, of the session of payment %s", payment)
+    if status == "refunded" != row["status"] and session in _GOES_ON:
+        log.error("payment %s was given back, and its session goes on", payment)
+
+
+def _status_after(row: asyncpg.Record, reading: Reading) -> str:
+    """The payment's status: `refunded` when nothing is left. Where a refund that we believed in did
+    not go through, it pays for its session again, if that is served; else a person must look."""
     received = row["amount_cents"] if row["received_cents"] is None else row["received_cents"]
+    before: str = row["status"]
     if reading.refunded_cents + row["credited_cents"] >= received:
         return "refunded"
-    before: str = row["status"]
-    failed = before == "refunding" and reading.failed is not None
-    return "held" if failed or before == "refunded" else before
+    if before == "refunding":
+        return "held" if reading.ours else before
+    if before == "refunded":
+        is_served = row["session_status"] in (*_GOES_ON, "completed")
+        return "fulfilled" if is_served and not reading.ours else "held"
+    return before
 
 
 async def _log(connection: Connection, session_id: UUID, line: str, detail: str | None) -> None:

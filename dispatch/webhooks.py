@@ -12,6 +12,7 @@ where it must be asked: Stripe sends the same event again); nothing has changed 
 """
 
 import logging
+import time
 from datetime import timedelta
 from typing import Any, Final
 
@@ -43,6 +44,8 @@ _REFUNDS: Final = ("refund.updated", "refund.failed", "charge.refund.updated")
 _ACCOUNTS: Final = ("account.updated", "account.application.deauthorized")
 _DISPUTES: Final = ("charge.dispute.created", "charge.dispute.closed")
 _TRANSFERS: Final = ("transfer.created", "transfer.updated", "transfer.reversed")
+
+LATE_SECONDS: Final = 300
 
 # What the reconciler asks Stripe for: every event that moves a row of ours.
 TYPES: Final = (
@@ -84,13 +87,18 @@ async def take(
     config: Config,
     event: WebhookEvent,
     open_at_once: OpenAtOnce | None = None,
+    *,
+    is_late: bool = False,
 ) -> Outcome:
-    """The same for an event that is known to be Stripe's."""
+    """The same for an event that is known to be Stripe's; of one that `is_late` the money may have
+    gone back since."""
     if not _is_ours(config, event):
         mode = "test" if is_live_key(config.stripe_secret_key) else "live"
         alarm = f"a {mode} event, which our key is not for"
         outcome = await _remember(pool, event, Outcome(result="wrong_livemode", alarm=alarm))
     elif isinstance(event.object, CheckoutSession):
+        if event.type in _PAID and (is_late or event.created < time.time() - LATE_SECONDS):
+            await _learn_refunds(pool, stripe, event.object)
         outcome = await _checkout(pool, config, event, event.object, open_at_once)
     else:
         outcome = await _changed(pool, stripe, event, event.object)
@@ -134,6 +142,15 @@ async def _checkout(
             outcome = await _ended(connection, event.type, shown)
         await connection.execute(_SQL["note_outcome"], event.id, outcome.result)
     return outcome
+
+
+async def _learn_refunds(pool: Pool, stripe: StripeClient, shown: CheckoutSession) -> None:
+    payment_id = await refunds.payment_of(pool, shown.payment_intent, shown.metadata)
+    if payment_id is not None and shown.payment_intent is not None:
+        try:
+            await refunds.refresh(pool, stripe, payment_id, shown.payment_intent)
+        except StripeFailed as refused:
+            log.error("the refunds of payment %s cannot be read: %s", payment_id, refused.message)
 
 
 async def _ended(connection: Connection, event_type: str, shown: CheckoutSession) -> Outcome:

@@ -21,11 +21,13 @@ CANCELLED: Final = "Your booking was cancelled. Any payment is refunded."
 EXPIRED: Final = "No mechanic could take your request. Any payment is refunded."
 
 # Of a payment that is looked at or goes back.
+PAYMENT_OPEN: Final = "Not paid yet."
 PAYMENT_EXPECTED: Final = "Your payment is being confirmed."
+PAYMENT_REFUND_FAILED: Final = "A refund of your payment of {received} did not go through."
 PAYMENT_HELD: Final = "We are looking at your payment of {received}, and will be in touch."
 PAYMENT_REFUNDING: Final = "Your payment of {left} is on its way back to you."
 PAYMENT_REFUNDED: Final = "{refunded} of your payment of {received} was given back."
-PAYMENT_CREDITED: Final = "Your payment of {credited} is yours as credits."
+PAYMENT_CREDITED: Final = "{credited} of your payment of {received} is yours as credits."
 # Why, by the word that is kept with it; money that went back for another reason says nothing.
 WHY_REFUNDED: Final = {
     "active_session_exists": "You have an active session already.",

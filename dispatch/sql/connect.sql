@@ -12,14 +12,14 @@ SELECT application_status = 'approved' AND deleted_at IS NULL AS approved
 
 -- name: read_workshop
 -- A workshop's account, if it has one, and what Stripe may ask it under.
-SELECT email, stripe_connect_account_id AS account_id, stripe_onboarding_completed,
-       stripe_payouts_enabled
+SELECT email, stripe_connect_account_id AS account_id, stripe_account_before,
+       stripe_onboarding_completed, stripe_payouts_enabled
   FROM organizations WHERE id = $1
 
 -- name: read_mechanic
 -- The same of a mechanic.
-SELECT u.email, m.stripe_connect_account_id AS account_id, m.stripe_onboarding_completed,
-       m.stripe_payouts_enabled
+SELECT u.email, m.stripe_connect_account_id AS account_id, m.stripe_account_before,
+       m.stripe_onboarding_completed, m.stripe_payouts_enabled
   FROM mechanics m JOIN users u ON u.id = m.id WHERE m.id = $1
 
 -- name: store_workshop
@@ -47,3 +47,15 @@ WITH workshop AS (
 UPDATE mechanics
    SET stripe_onboarding_completed = $2, stripe_payouts_enabled = $3, stripe_read_at = $4
  WHERE stripe_connect_account_id = $1 AND (stripe_read_at IS NULL OR stripe_read_at < $4)
+
+-- name: forget
+-- Stripe does not show us an account any more: its payee has none, and may set up another.
+WITH workshop AS (
+    UPDATE organizations
+       SET stripe_account_before = stripe_connect_account_id, stripe_connect_account_id = NULL,
+           stripe_onboarding_completed = false, stripe_payouts_enabled = false
+     WHERE stripe_connect_account_id = $1)
+UPDATE mechanics
+   SET stripe_account_before = stripe_connect_account_id, stripe_connect_account_id = NULL,
+       stripe_onboarding_completed = false, stripe_payouts_enabled = false
+ WHERE stripe_connect_account_id = $1

@@ -5,6 +5,7 @@
 SELECT p.id, p.customer_id, p.session_id, p.status, p.note, p.moved_at, p.created_at,
        coalesce(p.received_cents, p.amount_cents) AS amount_cents,
        coalesce(p.received_currency, p.currency) AS currency, p.refunded_cents, p.credited_cents,
+       p.payment_intent IS NOT NULL AS is_paid,
        dispatch_now() AS now
   FROM payments p
  WHERE p.moved_at > $1 AND p.customer_id IS NOT NULL
@@ -14,6 +15,7 @@ SELECT p.id, p.customer_id, p.session_id, p.status, p.note, p.moved_at, p.create
 SELECT p.id, p.customer_id, p.session_id, p.status, p.note, p.moved_at, p.created_at,
        coalesce(p.received_cents, p.amount_cents) AS amount_cents,
        coalesce(p.received_currency, p.currency) AS currency, p.refunded_cents, p.credited_cents,
+       p.payment_intent IS NOT NULL AS is_paid,
        dispatch_now() AS now
   FROM payments p
  WHERE p.customer_id = ANY ($1) AND p.moved_at > clock_timestamp() - $2::interval
@@ -24,6 +26,7 @@ SELECT p.id, p.customer_id, p.session_id, p.status, p.note, p.moved_at, p.create
 SELECT p.id, p.customer_id, p.session_id, p.status, p.note, p.moved_at, p.created_at,
        coalesce(p.received_cents, p.amount_cents) AS amount_cents,
        coalesce(p.received_currency, p.currency) AS currency, p.refunded_cents, p.credited_cents,
+       p.payment_intent IS NOT NULL AS is_paid,
        dispatch_now() AS now
   FROM payments p
  WHERE p.customer_id = $1 AND p.status NOT IN ('expired', 'failed')
@@ -38,6 +41,7 @@ SELECT count(*) FROM payments p WHERE p.customer_id = $1 AND p.status NOT IN ('e
 SELECT p.id, p.customer_id, p.session_id, p.status, p.note, p.moved_at, p.created_at,
        coalesce(p.received_cents, p.amount_cents) AS amount_cents,
        coalesce(p.received_currency, p.currency) AS currency, p.refunded_cents, p.credited_cents,
+       p.payment_intent IS NOT NULL AS is_paid,
        dispatch_now() AS now
   FROM payments p
  WHERE p.stripe_session_id = $1

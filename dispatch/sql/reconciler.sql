@@ -25,6 +25,12 @@ SELECT id, stripe_session_id FROM payments
      OR (status = 'refunding' AND payment_intent IS NULL))
  ORDER BY created_at LIMIT $2
 
+-- name: expire
+-- Payments for which no page was ever made, and none can be asked for any more.
+UPDATE payments SET status = 'expired'
+ WHERE status = 'created' AND stripe_session_id IS NULL
+   AND created_at < clock_timestamp() - interval '1 h' - $1::interval
+
 -- name: refunds_under_way
 -- Payments that should have gone back by now.
 SELECT id, payment_intent FROM payments
@@ -43,14 +49,16 @@ SELECT id FROM payouts
 SELECT status IN ('paid', 'failed') FROM payouts WHERE id = $1
 
 -- name: accounts_under_way
--- Accounts that take no payouts, the one that was asked about longest ago first.
+-- Accounts that take no payouts, and once a day those that do, the one that was asked about longest
+-- ago first: what happens in them is in no list of events.
 SELECT id, stripe_connect_account_id FROM (
     SELECT id, stripe_connect_account_id, stripe_read_at FROM organizations
-     WHERE stripe_connect_account_id IS NOT NULL AND NOT stripe_payouts_enabled
+     WHERE stripe_connect_account_id IS NOT NULL
+       AND (NOT stripe_payouts_enabled OR stripe_read_at < clock_timestamp() - interval '1 day')
     UNION ALL
     SELECT id, stripe_connect_account_id, stripe_read_at FROM mechanics
-     WHERE stripe_connect_account_id IS NOT NULL AND NOT stripe_payouts_enabled
-       AND deleted_at IS NULL) payee
+     WHERE stripe_connect_account_id IS NOT NULL AND deleted_at IS NULL
+       AND (NOT stripe_payouts_enabled OR stripe_read_at < clock_timestamp() - interval '1 day')) payee
  WHERE stripe_read_at IS NULL OR stripe_read_at < clock_timestamp() - $1::interval
  ORDER BY stripe_read_at NULLS FIRST LIMIT $2
 

@@ -53,9 +53,11 @@ SELECT s.id FROM payments p JOIN sessions s ON s.id = p.session_id WHERE p.id = 
 
 -- name: lock_payment
 -- The payment as it is, while what Stripe gave back of it is written.
-SELECT id, session_id, status, amount_cents, received_cents, refunded_cents, credited_cents
-  FROM payments
- WHERE id = $1 AND (refunds_read_at IS NULL OR refunds_read_at < $2) FOR NO KEY UPDATE
+SELECT p.id, p.session_id, p.status, p.amount_cents, p.received_cents, p.refunded_cents,
+       p.credited_cents, p.taken_back_cents,
+       (SELECT s.status FROM sessions s WHERE s.id = p.session_id) AS session_status
+  FROM payments p
+ WHERE p.id = $1 AND (p.refunds_read_at IS NULL OR p.refunds_read_at < $2) FOR NO KEY UPDATE
 
 -- name: write_refunds
 -- What Stripe has given back of a locked payment, and its state after that.

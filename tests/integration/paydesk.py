@@ -13,7 +13,7 @@ from uuid import UUID
 
 import asyncpg
 
-from dispatch import payouts
+from dispatch import connect, payouts
 from dispatch.database import Pool, close_pool
 from dispatch.outbox import Outbox
 from dispatch.stripe_client import StripeClient
@@ -74,8 +74,9 @@ class Paydesk:
         await self.stand_in.control("POST", f"accounts/{account_id}", disabled_reason="listed")
 
     async def enable(self, account_id: str) -> None:
-        """The same the other way round."""
+        """The same the other way round, and we hear of it."""
         await self.stand_in.control("POST", f"accounts/{account_id}")
+        await connect.refresh(self.pool, self.stripe, account_id)
 
     # --- what they earn
 

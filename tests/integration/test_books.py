@@ -171,7 +171,7 @@ async def test_a_refund_that_did_not_go_through_after_all_waits_for_a_person(
         str(business.by_independent.payment_id),
         600,
         "eur",
-        "",
+        "refund failed: unknown",
     )
 
 

@@ -284,6 +284,19 @@ async def test_an_account_that_is_not_ours_any_more_takes_no_payouts(
     ]
 
 
+async def test_who_has_lost_the_account_at_stripe_sets_up_another(
+    desk: Paydesk, config: Config
+) -> None:
+    payee = Payee("mechanic", await desk.mechanic())
+    await desk.pool.execute("UPDATE mechanics SET stripe_connect_account_id = 'acct_gone'")
+
+    await connect.onboard(desk.pool, desk.stripe, config, payee)
+
+    another = await desk.account_of(payee.id)
+    assert another.startswith("acct_")
+    assert another != "acct_gone"
+
+
 async def test_an_account_of_nobody_is_not_asked_about(desk: Paydesk) -> None:
     await desk.stripe.close()
 

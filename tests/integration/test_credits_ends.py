@@ -503,7 +503,11 @@ async def test_whatever_meets_at_a_booking_its_credits_go_one_way_once(
     await check_ledger(pool)
 
 
-@pytest.mark.parametrize("acts", [*permutations([CANCEL, CANCEL_FOR_CREDITS])], ids=str)
+@pytest.mark.parametrize(
+    "acts",
+    [*permutations([CANCEL, CANCEL_FOR_CREDITS])],
+    ids=lambda acts: "+".join(act.name for act in acts),
+)
 async def test_who_asks_for_money_and_for_credits_at_once_gets_what_came_first(
     pool: Pool, acts: tuple[Act, ...]
 ) -> None:

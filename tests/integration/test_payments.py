@@ -547,10 +547,31 @@ async def given_back(till: Till) -> tuple[str, str, str]:
     return url, intent, refund["id"]
 
 
-async def test_a_refund_that_fails_at_the_bank_is_held_for_a_person(
+async def test_a_booking_whose_refund_by_hand_fails_at_the_bank_is_paid_all_the_same(
     till: Till, caplog: pytest.LogCaptureFixture
 ) -> None:
     url, _, refund_id = await given_back(till)
+    await till.at_stripe(f"refunds/{refund_id}", failure_reason="expired_or_canceled_card")
+
+    outcome = await till.handle(await till.hook("refund.failed"))
+
+    payment = await till.payment(url)
+    assert (outcome.result, payment["status"], payment["refunded_cents"]) == (
+        "noted",
+        "fulfilled",
+        0,
+    )
+    assert "and its session goes on" in caplog.text
+    assert "did not go through: expired_or_canceled_card" in caplog.text
+    async with transaction(till.pool) as connection:  # so whoever is not served gets it back
+        assert await refunds.queue_for_session(connection, payment["session_id"], "cancelled")
+
+
+async def test_a_refund_that_fails_at_the_bank_after_the_booking_ended_is_held_for_a_person(
+    till: Till, caplog: pytest.LogCaptureFixture
+) -> None:
+    url, _, refund_id = await given_back(till)
+    await till.pool.execute("UPDATE sessions SET status = 'cancelled'")
     await till.at_stripe(f"refunds/{refund_id}", failure_reason="expired_or_canceled_card")
 
     outcome = await till.handle(await till.hook("refund.failed"))
@@ -571,7 +592,7 @@ async def test_old_news_of_a_refund_that_has_failed_since_is_not_believed(till: 
     outcome = await till.handle(changed(old))
 
     assert outcome.result == "repeated"
-    assert (await till.payment(url))["status"] == "held"
+    assert (await till.payment(url))["status"] == "fulfilled"
 
 
 async def test_what_was_read_of_stripe_earlier_never_overwrites_what_was_read_later(
@@ -587,7 +608,7 @@ async def test_what_was_read_of_stripe_earlier_never_overwrites_what_was_read_la
         said = await refunds.write(connection, earlier)
 
     assert said == "known"
-    assert (await till.payment(url))["status"] == "held"
+    assert (await till.payment(url))["status"] == "fulfilled"
 
 
 async def test_our_own_refund_that_fails_at_once_is_held_and_its_history_says_so(

@@ -203,6 +203,7 @@ async def test_a_payout_that_stripe_refuses_has_failed_and_is_in_the_next_run(
     async with running(desk.outbox()):
         await eventually(desk.is_delivered)
     failed = await desk.row(payout_id)
+    assert [each.reason for each in (await desk.run()).skipped] == ["payouts_disabled"]
     await desk.enable(account_id)
     await desk.earn(mechanic_id)
     (made,) = (await desk.run()).made

@@ -63,6 +63,35 @@ async def test_a_payment_whose_webhook_never_came_is_booked(till: Till) -> None:
     assert await reconciler(till).once() == {}
 
 
+async def test_what_was_paid_and_given_back_while_nobody_listened_is_not_served(till: Till) -> None:
+    url = await till.ordered()
+    hook = await till.pay(url)
+    await till.at_stripe("refunds", payment_intent=hook.event["data"]["object"]["payment_intent"])
+
+    await reconciler(till).once()
+
+    payment = await till.payment(url)
+    assert (payment["status"], payment["received_cents"], payment["refunded_cents"]) == (
+        "refunded",
+        1500,
+        1500,
+    )
+    assert await till.count("sessions") == 0
+
+
+async def test_a_payment_that_never_got_a_page_is_over_when_its_time_is(till: Till) -> None:
+    url = await till.ordered()
+    await till.pool.execute("UPDATE payments SET stripe_session_id = NULL, checkout_url = NULL")
+    await long_ago(till, "payments")
+
+    await reconciler(till).once()
+    late = await till.handle(await till.pay(url))
+
+    assert late.result == "fulfilled"  # money that comes all the same is answered
+    [status] = await till.pool.fetch("SELECT status FROM payments")
+    assert status["status"] == "fulfilled"
+
+
 async def test_two_that_ask_while_webhooks_come_book_once(till: Till) -> None:
     url = await till.ordered()
     hook = await till.pay(url)
@@ -132,7 +161,8 @@ async def test_a_transfer_that_was_made_before_we_could_write_it_down_is_found(t
     workshop_id, account_id = await workshop_with_account(till)
     await till.at_stripe(f"accounts/{account_id}")
     payout_id = await till.pool.fetchval(
-        "INSERT INTO payouts (workshop_id, stripe_account_id, amount_cents, currency, status, cause)"
+        "INSERT INTO payouts"
+        " (workshop_id, stripe_account_id, amount_cents, currency, status, cause)"
         " VALUES ($1, $2, 1000, 'eur', 'processing', 'hand') RETURNING id",
         workshop_id,
         account_id,
@@ -150,6 +180,7 @@ async def test_a_transfer_that_was_made_before_we_could_write_it_down_is_found(t
     await reconciler(till).once()
 
     row = await till.pool.fetchrow("SELECT status, stripe_transfer_id FROM payouts")
+    assert row is not None
     assert tuple(row) == ("paid", made.id)
 
 
