@@ -100,10 +100,14 @@ async def onboard(pool: Pool, stripe: StripeClient, config: Config, payee: Payee
             return_url=f"{config.public_url}/connect/return",
             refresh_url=f"{config.public_url}/connect/refresh",
         )
-    except StripeFailed as refused:
-        if refused.stripe_code != "account_invalid" or row["account_id"] is None:
+    except StripeFailed:
+        if row["account_id"] is None:
             raise
-        await refresh(pool, stripe, account_id)  # it is forgotten, and another is made
+        await refresh(pool, stripe, account_id)  # one that is gone is forgotten
+        async with unavailable_when_lost():
+            now = await pool.fetchrow(_SQL[f"read_{payee.kind}"], payee.id)
+        if now is None or now["account_id"] == account_id:
+            raise
         return await onboard(pool, stripe, config, payee)
     return Onboarding(
         url=link.url,
