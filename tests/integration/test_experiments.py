@@ -37,7 +37,7 @@ TTL = timedelta(hours=2)
 # A favourite is waited for as long as her window is, seen or not.
 PATIENT = {"offer_retry_seconds": 3600.0, "request_ttl_seconds": 7200.0, "sweep_seconds": 0.05}
 
-WINDOWS = {
+WINDOWS: Frame = {
     "name": "windows",
     "kind": "window",
     "rollout_percentage": 100,
@@ -46,7 +46,7 @@ WINDOWS = {
         {"name": "long", "priority_window_seconds": 90.0},
     ],
 }
-CONTROL = {
+CONTROL: Frame = {
     "name": "control",
     "kind": "routing",
     "rollout_percentage": 100,
@@ -508,7 +508,7 @@ async def test_arms_that_customers_are_in_stay_as_they_are(
     connection: Connection, make_config: MakeConfig
 ) -> None:
     admin_id, favourite = await add_user(connection, "admin"), await add_mechanic(connection)
-    other_arms = [{"name": "short", "priority_window_seconds": 31.0}, WINDOWS["arms"][1]]  # type: ignore[index]
+    other_arms = [{"name": "short", "priority_window_seconds": 31.0}, WINDOWS["arms"][1]]
     async with living_node(make_config(**PATIENT)) as living:
         await living.call(admin_id, "admin", "PUT", PATH, WINDOWS | {"arms": other_arms})
         unstarted = await living.call(admin_id, "admin", "PUT", PATH, WINDOWS)
