@@ -9,7 +9,7 @@ way to run the same plans; a sample of them holds the two against each other.
 import hashlib
 import hmac
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID
@@ -25,6 +25,8 @@ from dispatch.stripe_client import (
     Reversal,
     StripeFailed,
     Transfer,
+    WebhookEvent,
+    verify_webhook,
 )
 
 T = TypeVar("T")
@@ -38,13 +40,15 @@ PAID_TYPES: Final = ("checkout.session.completed", "checkout.session.async_payme
 
 class Event(Struct, frozen=True, kw_only=True):
     """What Stripe tells: `body` is what it signs. `tells_paid` is the checkout that it says is
-    paid to us, `tells_closed` the one that ended without money."""
+    paid to us, `tells_closed` the one that ended without money. `listed`: it is of our own account
+    and of our key's mode, so that Stripe lists it for us."""
 
     id: str
     type: str
     body: bytes
     tells_paid: str | None = None
     tells_closed: str | None = None
+    listed: bool = True
 
 
 @dataclass
@@ -156,6 +160,7 @@ class Bank:
     prefix: str
     now: Callable[[], float]
     pending_refunds: bool = False
+    age_seconds: int = 0  # of each event when it is first delivered
     sales: dict[str, Sale] = field(default_factory=dict)
     returns: list[Return] = field(default_factory=list)
     accounts: dict[str, bool] = field(default_factory=dict)  # whether each takes transfers
@@ -217,7 +222,17 @@ class Bank:
 
     def checkout_session(self, session_id: str) -> CheckoutSession:
         """The Checkout Session as it is now."""
+        if session_id not in self.sales:
+            raise StripeFailed("no such checkout", stripe_code="resource_missing")
         return msgspec.convert(self.sales[session_id].shown(), CheckoutSession)
+
+    def listing(self, types: Sequence[str]) -> list[WebhookEvent]:
+        """What happened in our own account, of these types, the oldest first."""
+        return [
+            verify_webhook(event.body, signature(event.body, "x"), ("x",))
+            for event in self.events
+            if event.listed and event.type in types
+        ]
 
     def account(self, account_id: str) -> Account:
         """Whether it takes transfers."""
@@ -415,7 +430,7 @@ class Bank:
             "object": "event",
             "type": kind,
             "livemode": live,
-            "created": int(time.time()),
+            "created": int(time.time()) - self.age_seconds,
             "data": {"object": shown},
         }
         if account is not None:
@@ -427,6 +442,7 @@ class Bank:
                 body=msgspec.json.format(msgspec.json.encode(said), indent=2),
                 tells_paid=sale.id if sale and sale.paid and kind in PAID_TYPES else None,
                 tells_closed=sale.id if sale and sale.closed else None,
+                listed=account is None and not live,
             )
         )
 

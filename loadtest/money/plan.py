@@ -115,6 +115,12 @@ class Sweep(Struct, frozen=True, tag=True):
     node: int
 
 
+class Reconcile(Struct, frozen=True, tag=True):
+    """A node asks Stripe what happened that it has not heard of."""
+
+    node: int
+
+
 Action = (
     Checkout
     | Deliver
@@ -127,6 +133,7 @@ Action = (
     | RefundEnds
     | Oddity
     | Sweep
+    | Reconcile
 )
 
 
@@ -148,6 +155,8 @@ class Plan(Struct, frozen=True):
     kills: tuple[Kill, ...]
     faults: tuple[Fault, ...]  # of the calls to Stripe in their order; none after these
     pending_refunds: bool  # Stripe says so of each refund that we make, and settles it later
+    deaf: bool  # what was not delivered by the end never is: only asking helps
+    age_seconds: int  # how long ago it was that Stripe made each event
     idle_day: bool  # passes before everything comes to rest: Stripe has forgotten all keys
 
 
@@ -169,6 +178,7 @@ def draw(seed: int) -> Plan:
         for _ in range(weighted(dice, ((0, 1), (1, 4), (2, 4), (3, 2), (4, 1))))
     )
     rate = dice.choice((0.0, 0.0, 0.15, 0.4))
+    deaf = dice.random() < 0.1
     faults = tuple(_fault(dice, rate) for _ in range(24))
     return Plan(
         seed=seed,
@@ -178,6 +188,8 @@ def draw(seed: int) -> Plan:
         kills=tuple(sorted(kills, key=lambda kill: kill.batch)),
         faults=faults,
         pending_refunds=dice.random() < 0.12,
+        deaf=deaf,
+        age_seconds=0 if deaf else dice.choice((0, 0, 0, 7200)),
         idle_day=dice.random() < 0.1,
     )
 
@@ -214,7 +226,7 @@ def _rest(dice: random.Random, orders: Sequence[Order]) -> list[Action]:
     """What happens after the checkouts, in no order."""
     actions: list[Action] = []
     for number, order in enumerate(orders):
-        node = dice.randrange(NODES)
+        node, by_hand = dice.randrange(NODES), dice.random() < 0.22
         actions += [
             _delivery(dice) for _ in range(weighted(dice, ((1, 2), (2, 3), (3, 2), (5, 1))))
         ]
@@ -224,15 +236,16 @@ def _rest(dice: random.Random, orders: Sequence[Order]) -> list[Action]:
             dice, (("", 5), ("cancel", 4), ("serve", 3), ("later", 2), ("cancel serve", 1))
         )
         if "cancel" in fate:
-            actions.append(Cancel(number, node, as_credits=dice.random() < 0.2))
+            # Who gives back by hand what a customer has as credits already pays it twice.
+            actions.append(Cancel(number, node, as_credits=not by_hand and dice.random() < 0.25))
         if "serve" in fate:
             actions.append(Serve(number, dice.randrange(NODES)))
         if "later" in fate:
             actions.append(Later(number, node, seconds=dice.choice((2000, 8000, 100_000))))
-        if dice.random() < 0.2:
+        if by_hand:
             for _ in range(dice.choice((1, 1, 2, 3))):
                 actions += [HandRefund(number, dice.choice((0.3, 0.5, 1.0))), _delivery(dice)]
-        if dice.random() < 0.06:
+        if by_hand and dice.random() < 0.3:
             actions.append(TwoRefunds(number, dice.randrange(NODES)))
         if dice.random() < 0.06:
             actions += [RefundEnds(number, fails=True), _delivery(dice)]
@@ -240,6 +253,8 @@ def _rest(dice: random.Random, orders: Sequence[Order]) -> list[Action]:
             kind: Odd = dice.choice(("twin", "twin", "foreign", "live", "unknown", "noise"))
             actions += [Oddity(number, kind), _delivery(dice)]
     actions += [Sweep(dice.randrange(NODES)) for _ in range(dice.randrange(4))]
+    if dice.random() < 0.1:
+        actions.append(Reconcile(dice.randrange(NODES)))
     return actions
 
 

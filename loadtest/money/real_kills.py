@@ -244,6 +244,7 @@ class Town:
             unwilling=set(),
             answered=set(events),
             unanswered=unheard,
+            lost=set(),
             taken_wrongly=set(),
             events=rows.events,
             payments=rows.payments,

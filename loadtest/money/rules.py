@@ -173,7 +173,7 @@ def _ledger(truth: Truth) -> Iterator[Violation]:
     for event_id, count in counts.items():
         if count > 1:
             yield Violation("the ledger is complete", f"{event_id} is there {count} times")
-        if event_id not in truth.answered | truth.unanswered:
+        if event_id not in truth.answered | truth.unanswered | truth.lost:
             yield Violation("the ledger is complete", f"{event_id} was never delivered")
     for event_id in truth.unanswered:
         yield Violation("every event is taken in the end", event_id)

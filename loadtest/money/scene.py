@@ -12,6 +12,8 @@ from uuid import UUID
 
 import msgspec
 
+from dispatch.reconciler import Reconciler
+from dispatch.webhooks import TYPES
 from loadtest.money import people, reading
 from loadtest.money.bank import Bank, Event, Return, Sale
 from loadtest.money.mortal_stripe import LATE_SECONDS
@@ -27,6 +29,7 @@ from loadtest.money.plan import (
     Oddity,
     Order,
     Plan,
+    Reconcile,
     RefundEnds,
     Serve,
     Settle,
@@ -75,6 +78,8 @@ class Scene(Stage[Action]):
                 await self._pass_time(order, node, seconds)
             case TwoRefunds():
                 await self._two_refunds(action)
+            case Reconcile(node):
+                await self._reconcile(node)
             case Sweep(node):
                 await self.sweep(node)
             case _:
@@ -99,6 +104,30 @@ class Scene(Stage[Action]):
                 self.bank.odd(kind, sale)
             case _ as unreachable:
                 assert_never(unreachable)
+
+    async def deliver_rest(self) -> None:
+        """Or, where Stripe has given up delivering, one node asks."""
+        if not self.plan.deaf:
+            return await super().deliver_rest()
+        told = self.fresh()
+        if await self._reconcile(1):
+            heard = {event.id for event in told if event.listed and event.type in TYPES}
+            self.answered |= heard
+            self.lost |= {event.id for event in told} - heard
+
+    async def _reconcile(self, number: int) -> bool:
+        """Whether everything was asked for."""
+        process = await self.world.node(number)
+        node = process.node
+
+        async def ask() -> bool:
+            asking = Reconciler(
+                node.pool, node.stripe, node.config, lambda o: node.took(o, node.clock.now())
+            )
+            await asking.once()
+            return True
+
+        return bool(await forgiving(process.run(ask)))
 
     async def _two_refunds(self, action: TwoRefunds) -> None:
         sale = self.sales.get(action.order)
@@ -264,6 +293,7 @@ class Scene(Stage[Action]):
             self.bank,
             rows,
             answered=self.answered,
+            lost=self.lost,
             taken_wrongly=self.taken_wrongly,
             cancelled=self.cancelled,
             bugs=[*self.bugs, *self.world.bugs.met],
@@ -273,7 +303,7 @@ class Scene(Stage[Action]):
 async def play(world: World, seed: int) -> tuple[list[Violation], Counter[str]]:
     """Draws, performs and judges one seed."""
     plan = draw(seed)
-    bank = Bank(f"s{seed}x", world.now, pending_refunds=plan.pending_refunds)
+    bank = Bank(f"s{seed}x", world.now, plan.pending_refunds, plan.age_seconds)
     scene = Scene(plan, world, bank)
     truth = await scene.run()
     counts = Counter({"deliveries": scene.deliveries, "events": len(bank.events)})

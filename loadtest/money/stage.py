@@ -42,6 +42,7 @@ class Stage(Generic[Action]):
         self.world = world
         self.bank = bank
         self.answered: set[str] = set()
+        self.lost: set[str] = set()  # never delivered, and rightly so
         self.taken_wrongly: set[str] = set()
         self.bugs: list[str] = []
         self.deliveries = 0
@@ -119,7 +120,7 @@ class Stage(Generic[Action]):
     # --- Stripe's deliveries
 
     def fresh(self) -> list[Event]:
-        return [event for event in self.bank.events if event.id not in self.answered]
+        return [event for event in self.bank.events if event.id not in self.answered | self.lost]
 
     async def deliver_one(self, action: Deliver) -> None:
         fresh = self.fresh()

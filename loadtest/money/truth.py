@@ -99,7 +99,8 @@ class Wallet(Struct, frozen=True, kw_only=True):
 
 class Truth(Struct, frozen=True, kw_only=True):
     """All of it. `answered` are the events that were taken, `refused` those that had to be (as
-    they were not Stripe's own bytes of just now); `events` our ledger. `closed` by checkout: how
+    they were not Stripe's own bytes of just now); `events` our ledger; `lost` ones
+    were given up, as nobody needs them, and may stand in it. `closed` by checkout: how
     Stripe said that one ended without money. `unwilling`: Stripe refused to give these back.
     `cancelled`: sessions of which a customer was told that they are."""
 
@@ -109,6 +110,7 @@ class Truth(Struct, frozen=True, kw_only=True):
     unwilling: set[UUID]
     answered: set[str]
     unanswered: set[str]
+    lost: set[str]
     taken_wrongly: set[str]
     events: list[str]
     payments: list[Payment]

@@ -93,6 +93,7 @@ def right() -> Truth:
         unwilling=set(),
         answered={"evt_1", "evt_2"},
         unanswered=set(),
+        lost=set(),
         taken_wrongly=set(),
         events=["evt_1", "evt_2"],
         payments=[
