@@ -44,8 +44,9 @@ export function login() {
   }
 }
 
+/** Nothing of this person stays in the tab. */
 export function forget() {
-  sessionStorage.removeItem(TOKEN_KEY);
+  sessionStorage.clear();
 }
 
 /** Logs in or signs up, by the path; refuses a role that this page is not for. */
@@ -125,6 +126,7 @@ export class Live extends EventTarget {
   #drainMs = null;
   #offsetMs = 0;
   #heardAt = 0;
+  #pingedAt = 0; // when we asked whether anybody is there; 0 since something was heard
   #silenceMs = 30_000;
   #timer = 0;
   #closed = false;
@@ -154,7 +156,7 @@ export class Live extends EventTarget {
 
   /** Fire and forget: nothing is lost that the next snapshot would not tell. */
   send(frame) {
-    if (!this.isLive) return false;
+    if (!this.isLive || this.#socket.readyState !== WebSocket.OPEN) return false;
     this.#socket.send(JSON.stringify(frame));
     return true;
   }
@@ -194,6 +196,7 @@ export class Live extends EventTarget {
     const socket = new WebSocket(url, ["dispatch.v1.json"]);
     this.#socket = socket;
     this.#heardAt = Date.now();
+    this.#pingedAt = 0;
     socket.onopen = () => {
       const hello = { type: "hello", token: login()?.token ?? "", client: "web/1" };
       socket.send(JSON.stringify(hello));
@@ -219,6 +222,7 @@ export class Live extends EventTarget {
 
   #take(frame) {
     this.#heardAt = Date.now();
+    this.#pingedAt = 0;
     if (frame.server_time) this.#offsetMs = Date.parse(frame.server_time) - Date.now();
     if (frame.type === "welcome") this.#welcome(frame);
     else if (frame.type === "drain") this.#drainMs = frame.reconnect_after_ms;
@@ -269,10 +273,13 @@ export class Live extends EventTarget {
 
   /** A browser does not show the server's pings: after a silence we ask, then give up on it. */
   #check() {
-    const silent = Date.now() - this.#heardAt;
-    if (this.#state === "connecting" && silent > ANSWER_MS) this.#abandon();
-    else if (this.isLive && silent > this.#silenceMs + ANSWER_MS) this.#abandon();
-    else if (this.isLive && silent > this.#silenceMs) this.send({ type: "ping" });
+    const now = Date.now();
+    if (this.#state === "connecting" && now > this.#heardAt + ANSWER_MS) this.#abandon();
+    if (!this.isLive || now < this.#heardAt + this.#silenceMs) return;
+    if (this.#pingedAt === 0) {
+      this.#pingedAt = now;
+      this.send({ type: "ping" });
+    } else if (now > this.#pingedAt + ANSWER_MS) this.#abandon();
   }
 
   #abandon() {

@@ -6,10 +6,12 @@ import {
   List,
   asPerson,
   button,
+  carefulButton,
   complain,
   countdown,
   el,
   fill,
+  many,
   moment,
   money,
   onSubmit,
@@ -184,6 +186,7 @@ class Desk {
   #show() {
     this.#offerList.show([...this.#offers.values()].sort(byUrgency));
     this.#sessionList.show([...this.#sessions.values()]);
+    fill($("offer-count"), this.#offers.size ? many(this.#offers.size, "offer") : "");
     $("no-offers").hidden = this.#offers.size > 0;
     $("no-sessions").hidden = this.#sessions.size > 0;
     document.title = (this.#offers.size ? `(${this.#offers.size}) ` : "") + "Dispatch: mechanic";
@@ -255,7 +258,7 @@ function sessionCard(live, who, session_id) {
     summaryForm(session_id),
   );
   const node = el("article", { class: "card" }, about, session.node, notes, ways);
-  const giveBack = button("I cannot come", () =>
+  const giveBack = carefulButton("I cannot come", "Give it back?", () =>
     live.ask({ type: "assignment.cancel", session_id }),
   );
 
@@ -424,7 +427,7 @@ async function showEarnings() {
       el(
         "p",
         {},
-        `${sum.sessions} sessions · earned ${at(sum.mechanic_net_cents, sum)} · ` +
+        `${many(sum.sessions, "session")} · earned ${at(sum.mechanic_net_cents, sum)} · ` +
           `to be paid ${at(sum.due_cents, sum)} · ` +
           `on its way ${at(sum.processing_cents, sum)} · paid ${at(sum.paid_cents, sum)}`,
       ),

@@ -6,6 +6,7 @@ import {
   List,
   asPerson,
   button,
+  carefulButton,
   clock,
   complain,
   countdown,
@@ -333,7 +334,7 @@ async function showPayouts() {
       ]),
       "Nothing was paid out yet.",
     ),
-    el("p", { class: "actions" }, button("Pay out now", run)),
+    el("p", { class: "actions" }, carefulButton("Pay out now", "Pay everybody what is due?", run)),
   );
 }
 

@@ -4,6 +4,10 @@
 
 import { Failure, Live, enter, forget, logOut, login } from "./client.js";
 
+const QUESTION_MS = 5000;
+const NOTICE_MS = 12_000;
+const MOST_NOTICES = 3;
+
 export const $ = (id) => document.getElementById(id);
 
 // --- elements -----------------------------------------------------------------------------------
@@ -31,7 +35,18 @@ export function button(text, action, kind = "") {
   return made;
 }
 
+/** A button for what cannot be taken back: it asks once more, and forgets after a while. */
+export function carefulButton(text, question, action) {
+  const made = button(text, async () => {
+    if (made.textContent === question) return action();
+    fill(made, question);
+    setTimeout(() => fill(made, text), QUESTION_MS);
+  });
+  return made;
+}
+
 async function during(control, action) {
+  const hadFocus = document.activeElement === control;
   control.disabled = true;
   try {
     await action();
@@ -39,6 +54,7 @@ async function during(control, action) {
     complain(failure);
   } finally {
     control.disabled = false;
+    if (hadFocus && document.activeElement === document.body) control.focus();
   }
 }
 
@@ -107,6 +123,8 @@ export function clock(text, detail = {}) {
   return new Date(text).toLocaleTimeString("en-GB", { ...TIME, ...detail });
 }
 
+export const many = (count, thing) => `${count} ${thing}${count === 1 ? "" : "s"}`;
+
 /** Words of the wire for people: `priority_broadcast` is "priority broadcast". */
 export const words = (name) => String(name).replaceAll("_", " ");
 
@@ -137,7 +155,7 @@ let serverNow = () => Date.now();
 
 /** A countdown to an instant of the server's clock. */
 export function countdown(until) {
-  const made = el("time", { class: "countdown", datetime: until });
+  const made = el("time", { class: "countdown", datetime: until, role: "timer" });
   tick(made);
   return made;
 }
@@ -163,7 +181,8 @@ export function tell(text, kind = "") {
     el("button", { type: "button", "aria-label": "Dismiss", onclick: () => line.remove() }, "×"),
   );
   $("notices").append(line);
-  setTimeout(() => line.remove(), 12_000);
+  if ($("notices").childElementCount > MOST_NOTICES) $("notices").firstElementChild.remove();
+  setTimeout(() => line.remove(), NOTICE_MS);
 }
 
 export function complain(failure) {

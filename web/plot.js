@@ -39,7 +39,7 @@ export function bars(title, rows, most = greatest(rows)) {
   return made;
 }
 
-/** A column for each {name, value}, side by side; the first, the last and the highest are named. */
+/** A column for each {name, value}, side by side; first, last and highest are named. */
 export function columns(title, rows) {
   const [made, most] = [plot(title, HEIGHT + 40), greatest(rows)];
   const step = Math.min(40, WIDTH / rows.length);
@@ -58,8 +58,7 @@ export function columns(title, rows) {
       made.append(svg("text", { x: index * step, y: HEIGHT + 13 - height, class: "value" }, value));
   });
   const [first, last] = [rows[0].name, rows.at(-1).name];
-  made.append(svg("text", { x: 0, y: HEIGHT + 34 }, first));
-  if (last !== first)
-    made.append(svg("text", { x: rows.length * step, y: HEIGHT + 34, "text-anchor": "end" }, last));
+  const named = last === first ? first : `${first} – ${last}`;
+  made.append(svg("text", { x: 0, y: HEIGHT + 34 }, named));
   return made;
 }

@@ -1,7 +1,7 @@
 // A session as both sides see it: who is there, the minutes left, chat, video, the end.
 
 import { api } from "./client.js";
-import { button, clock, countdown, el, fill, onSubmit } from "./page.js";
+import { button, carefulButton, clock, countdown, el, fill, onSubmit } from "./page.js";
 
 /** Whether there is still something to come of it. */
 export const lives = ({ status }) =>
@@ -22,7 +22,9 @@ export function sessionPart(live, who, sessionId, { join: enter }) {
   let maySeeEachOther = false;
 
   const join = button("Join", enter, "main");
-  const end = button("End session", () => live.ask({ type: "session.end", session_id: sessionId }));
+  const end = carefulButton("End session", "End it for both?", () =>
+    live.ask({ type: "session.end", session_id: sessionId }),
+  );
   const call = button("Video room", async () => fill(video, room(await token())));
   const token = () => api("POST", `/api/sessions/${sessionId}/video-token`);
 

@@ -209,9 +209,9 @@ class People(Area):
             )
         return page(
             f"{workshop} invites you",
-            "Sign up as a mechanic of this workshop with the address that the mail came to: in "
-            "the app, or by POST to /api/mechanic/workshop-signup, with the token that this "
-            "page's address ends with.",
+            "Sign up as a mechanic of this workshop, with the address that the mail came to. You "
+            "are asked for this page's address, which is the link in the mail: copy it before.",
+            onward=("/mechanic", "Go on to the sign-up"),
         )
 
     def _new_form(self, asked: Asked) -> Any:

@@ -173,21 +173,26 @@ class LossyLine:
     def _connected(self, page: WebSocketRoute) -> None:
         server = page.connect_to_server()
         self.urls.append(page.url)
-        page.on_message(lambda text: self._say(server, text))
-        server.on_message(lambda text: self._tell(page, server, text))
+        is_cut = False
 
-    def _say(self, server: WebSocketRoute, text: str | bytes) -> None:
-        self._frames.append(json.loads(text))
-        server.send(text)
+        def say(text: str | bytes) -> None:
+            if not is_cut:
+                self._frames.append(json.loads(text))
+                server.send(text)
 
-    def _tell(self, page: WebSocketRoute, server: WebSocketRoute, text: str | bytes) -> None:
-        kind = json.loads(text)["type"]
-        if kind in self._loses and kind not in self.lost:
-            self.lost.append(kind)
-            server.close()
-            page.close(code=4000)
-        else:
-            page.send(text)
+        def tell(text: str | bytes) -> None:
+            nonlocal is_cut
+            kind = json.loads(text)["type"]
+            if kind in self._loses and kind not in self.lost:
+                self.lost.append(kind)
+                is_cut = True
+                page.close(code=4000)
+                server.close()
+            elif not is_cut:
+                page.send(text)
+
+        page.on_message(say)
+        server.on_message(tell)
 
 
 # --- the stories --------------------------------------------------------------------------------
@@ -222,6 +227,7 @@ def test_from_booking_to_rating_between_two_browsers(
     reads(ann, f"Do you hear me? {TRICK}", "Loud and clear.\nWhen does it rattle?")
 
     mechanic.get_by_role("button", name="End session").click()
+    mechanic.get_by_role("button", name="End it for both?").click()
     shows(ann, "Your session has ended")
     shows(mechanic, "The session has ended.")
     mechanic.get_by_label("Summary").fill(f"A loose shield. {TRICK}")
@@ -309,6 +315,7 @@ def test_an_operator_sees_the_board_tick_and_lets_a_mechanic_in(
     expect(row).to_contain_text(f"Mia{TRICK}")
     shows(cat, f"Mia{TRICK}")
     ops.get_by_role("button", name="Pay out now").click()
+    ops.get_by_role("button", name="Pay everybody what is due?").click()
     shows(ops, "payouts made")
     for page in (ops, new, cat):
         assert page.locator("img").count() == 0
