@@ -481,7 +481,12 @@ class Dispatcher:
     async def end(self, user_id: UUID, session_id: UUID) -> Entry:
         """Leaves the session for good; idempotent. Before both have joined: O4 or a refund."""
         entry = await self.participant_entry(user_id, session_id)
-        return await self._change(entry.booking.request_id, End(user_id))
+        try:
+            return await self._change(entry.booking.request_id, End(user_id))
+        except Rejected as refused:
+            if refused.code == "not_found":  # since she was looked up, she takes part no longer
+                raise NotFound("no such session") from None
+            raise
 
     async def participant_entry(self, user_id: UUID, session_id: UUID) -> Entry:
         """The booking of a session that the user takes part in; `NotFound` otherwise."""

@@ -169,4 +169,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _unexpected_error(request: Request, error: Exception) -> Response:
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return exchange.error(500, "internal", "something went wrong here; it is logged")
+    answer = exchange.error(500, "internal", "something went wrong here; it is logged")
+    answer.headers["connection"] = "close"  # Starlette raises it again, and uvicorn hangs up
+    return answer

@@ -514,7 +514,8 @@ def _join(booking: Booking, event: Join, now: datetime, policy: Policy) -> Decis
         joined = replace(booking, customer_joined_at=now)
     else:
         if event.user_id != booking.mechanic_id:
-            return _reject(booking, event, "already_joined")
+            taken = booking.mechanic_id is not None
+            return _reject(booking, event, "already_joined" if taken else "not_open")
         if booking.mechanic_joined_at is not None:
             return Decision(booking)
         joined = replace(booking, mechanic_joined_at=now, message=messages.MECHANIC_JOINED)
@@ -537,6 +538,8 @@ def _join(booking: Booking, event: Join, now: datetime, policy: Policy) -> Decis
 
 
 def _cancel(booking: Booking, event: Cancel | End, now: datetime, policy: Policy) -> Decision:
+    if isinstance(event, End) and event.user_id != booking.customer_id:
+        return _reject(booking, event, "not_found")  # she took part, and does no longer
     refund_as = event.refund_as if isinstance(event, Cancel) else "money"
     return Decision(
         replace(
@@ -556,6 +559,8 @@ def _expire(booking: Booking, now: datetime) -> Decision:
 
 
 def _end(booking: Booking, event: End, now: datetime, policy: Policy) -> Decision:
+    if event.user_id not in (booking.customer_id, booking.mechanic_id):
+        return _reject(booking, event, "not_found")
     if booking.session_status is SessionStatus.ACTIVE:
         return _complete(booking, ended_by=event.user_id)
     if event.user_id == booking.mechanic_id:

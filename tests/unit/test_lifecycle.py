@@ -677,4 +677,13 @@ def test_a_mechanic_cannot_enter_what_she_has_not_won() -> None:
 
     decision = decide(given, Join(ANNA, Role.MECHANIC), at(1), POLICY)
 
-    assert decision.rejection == Rejection("already_joined", "pending/open", "Join")
+    assert decision.rejection == Rejection("not_open", "pending/open", "Join")
+
+
+def test_a_mechanic_who_has_left_cannot_end_what_is_the_customer_s() -> None:
+    given = opened()
+
+    decision = decide(given, End(ANNA), at(1), POLICY)
+
+    assert changes(given, decision) == {}
+    assert decision.rejection == Rejection("not_found", "pending/open", "End")

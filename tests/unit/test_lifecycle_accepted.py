@@ -508,3 +508,11 @@ def test_a_mechanic_who_comes_too_late_to_a_customer_who_waits_has_lost_it() -> 
 
     assert (late.booking.status, late.booking.generation) == (RequestStatus.PENDING, 2)
     assert late.booking.excluded == (ANNA,)
+
+
+@pytest.mark.parametrize("given", [accepted(), active()], ids=["accepted", "active"])
+def test_who_takes_no_part_any_more_ends_nothing(given: Booking) -> None:
+    decision = decide(given, End(uuid4()), at(60), POLICY)
+
+    assert changes(given, decision) == {}
+    assert decision.rejection == Rejection("not_found", "accepted", "End")
