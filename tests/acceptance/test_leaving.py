@@ -1,7 +1,6 @@
 """A mechanic who leaves, however often and whenever, gives the booking back, and never ends it for
 its customer (S8a, O4)."""
 
-
 import asyncio
 import time
 from collections.abc import Iterator
