@@ -16,7 +16,7 @@ run: setup
 	$(PYTHON) -m loadtest.demo $(ARGS)
 
 test: setup
-	$(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup
 	$(PYTHON) -m ruff format --check .
