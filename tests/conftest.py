@@ -39,6 +39,8 @@ MakeConfig = Callable[..., Config]
 StartServer = Callable[..., LiveServer]
 
 # Short where a test would wait for it, long where it would get in a test's way.
+MEMORY_BYTES = 4 * 1024**3  # what all databases of a run may need at once
+
 TEST_SECONDS = {
     "priority_window_seconds": 5.0,
     "wait_window_seconds": 10.0,
@@ -84,13 +86,22 @@ def started_servers() -> Iterator[Servers]:
     if database_url and redis_url:
         yield Servers(database_url, redis_url)
         return
-    folder = Path(tempfile.mkdtemp(prefix="dispatch-tests-"))
+    folder = Path(tempfile.mkdtemp(prefix="dispatch-tests-", dir=_in_memory()))
     embedded = Embedded.start(folder, durable=False)
     try:
         yield Servers(embedded.values["database_url"], embedded.values["redis_url"])
     finally:
         embedded.stop()
         shutil.rmtree(folder)
+
+
+def _in_memory() -> str | None:
+    """A folder in memory, where there is room: copying a database there takes a tenth of the time."""
+    memory = Path("/dev/shm")  # noqa: S108
+    if memory.is_dir() and os.access(memory, os.W_OK):
+        free_bytes = shutil.disk_usage(memory).free
+        return str(memory) if free_bytes > MEMORY_BYTES else None
+    return None
 
 
 @pytest.fixture(scope="session")
