@@ -96,8 +96,8 @@ def started_servers() -> Iterator[Servers]:
 
 
 def _in_memory() -> str | None:
-    """A folder in memory, where there is room: copying a database there takes a tenth of the time."""
-    memory = Path("/dev/shm")  # noqa: S108
+    """A folder in memory, where there is room: a database is copied there in a tenth of the time."""
+    memory = Path("/dev/shm")
     if memory.is_dir() and os.access(memory, os.W_OK):
         free_bytes = shutil.disk_usage(memory).free
         return str(memory) if free_bytes > MEMORY_BYTES else None
