@@ -96,7 +96,7 @@ def started_servers() -> Iterator[Servers]:
 
 
 def _in_memory() -> str | None:
-    """A folder in memory, where there is room: a database is copied there in a tenth of the time."""
+    """A folder in memory, where there is room: copying takes a tenth of the time there."""
     memory = Path("/dev/shm")
     if memory.is_dir() and os.access(memory, os.W_OK):
         free_bytes = shutil.disk_usage(memory).free
