@@ -19,6 +19,7 @@ Pool = asyncpg.Pool
 
 POOL_SIZE: Final = 8  # 100 callers racing for one row: 4 times faster than with 90 connections
 COMMAND_SECONDS: Final = 10.0
+TRANSACTION_SECONDS: Final = 5
 
 # Lost, refused, going down, or held up by somebody who was stopped in the middle of his work.
 AWAY: Final = (
@@ -46,6 +47,7 @@ async def open_pool(database_url: str, size: int = POOL_SIZE) -> Pool:
             command_timeout=COMMAND_SECONDS,
             timeout=5.0,
             max_inactive_connection_lifetime=0,  # else a timer each time that one is used
+            init=_bound_transactions,
             reset=_nothing_to_reset,
             server_settings={
                 "timezone": "UTC",
@@ -57,6 +59,16 @@ async def open_pool(database_url: str, size: int = POOL_SIZE) -> Pool:
                 "jit": "off",
             },
         )
+
+
+async def _bound_transactions(connection: asyncpg.Connection) -> None:
+    """A node that was stopped between announcing a statement and sending it is not idle to
+    Postgres, and would hold its locks while it stands still: from Postgres 17 on, so long at most.
+    """
+    await connection.execute(
+        f"""SELECT set_config(name, '{TRANSACTION_SECONDS}s', false)
+              FROM pg_settings WHERE name = 'transaction_timeout'"""
+    )
 
 
 async def _nothing_to_reset(connection: asyncpg.Connection) -> None:

@@ -3,8 +3,8 @@
 
 -- name: patience
 -- For one transaction of an operator's, who waits longer than a customer.
-SELECT set_config('statement_timeout', '10min', true),
-       set_config('idle_in_transaction_session_timeout', '10min', true)
+SELECT set_config(name, '10min', true) FROM pg_settings
+ WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')
 
 -- name: payments
 -- What came in, what of it went back, and what of the rest is not yet earned: goes on, or waits for a
