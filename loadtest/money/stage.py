@@ -7,6 +7,7 @@ until nothing is due, nothing undelivered and nothing pending.
 
 import asyncio
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Sequence
 from typing import Any, Final, Generic, TypeVar
 
@@ -35,7 +36,7 @@ NO_FAULT: Final[Fault] = ""
 HOOK: Final = "/api/stripe/webhook"
 
 
-class Stage(Generic[Action]):
+class Stage(ABC, Generic[Action]):
     """One run of a plan's batches; who performs them says what each action is."""
 
     def __init__(self, world: World, bank: Bank, faults: Sequence[Fault]) -> None:
@@ -51,9 +52,9 @@ class Stage(Generic[Action]):
         world.bugs.met.clear()
         world.counter = Counter(bank, self.fault, self._refuse)
 
+    @abstractmethod
     async def perform(self, action: Action) -> None:
         """One action of the plan."""
-        raise NotImplementedError
 
     async def settle(self) -> bool:
         """Ends what somebody waits for at Stripe, and does what else is due; whether there was
