@@ -595,6 +595,17 @@ async def test_old_news_of_a_refund_that_has_failed_since_is_not_believed(till: 
     assert (await till.payment(url))["status"] == "fulfilled"
 
 
+async def test_what_is_read_again_and_is_the_same_is_not_told_again(till: Till) -> None:
+    url, intent, _ = await given_back(till)
+    before = await till.payment(url)
+
+    await refunds.refresh(till.pool, till.stripe, before["id"], intent)
+
+    after = await till.payment(url)
+    assert after["moved_at"] == before["moved_at"]
+    assert after["refunds_read_at"] > before["refunds_read_at"]
+
+
 async def test_what_was_read_of_stripe_earlier_never_overwrites_what_was_read_later(
     till: Till,
 ) -> None:
